@@ -1,0 +1,21 @@
+"""Explain a batch of images: tensors in, tensors out; knows neither Ray nor storage.
+
+from explainer import explain, load_model
+model = load_model("deit_small_patch16_224")
+maps = explain(model, crops).saliency  # uint8 [batch, 3, h, w] -> [batch, targets, rows, columns]
+"""
+
+from explainer.models import VitClassifier, load_model
+from explainer.preprocess import decode
+from explainer.reciprocam import Explanation, ReciproCam, explain
+from explainer.scores import Target
+
+__all__ = [
+    "Explanation",
+    "ReciproCam",
+    "Target",
+    "VitClassifier",
+    "decode",
+    "explain",
+    "load_model",
+]

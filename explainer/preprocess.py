@@ -1,0 +1,151 @@
+"""From an image file's bytes to the uint8 crop that the model sees, with what the file tells.
+
+The crop is timm's own evaluation transform up to, but not including, normalisation: crops travel as
+uint8 and are normalised on the device, which is bit-identical to timm's float32 transform on a CPU.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from timm.data import create_transform
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """timm's data configuration of a model; sizes in pixels, `mean` and `std` in [0, 1] units."""
+
+    input_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_pct: float
+    crop_mode: str
+    interpolation: str
+
+    def normalise(
+        self, crops: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Scale to [0, 1], subtract the mean and divide by the standard deviation."""
+        mean = torch.tensor(self.mean, dtype=dtype, device=crops.device)[:, None, None]
+        std = torch.tensor(self.std, dtype=dtype, device=crops.device)[:, None, None]
+        return (crops.to(dtype) / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One image: its crop, or why there is none.
+
+    `status`: ok, truncated, undecodable or too_large; `error` says more, on one line.
+    `width` to `jpeg_quality`: the file as stored, EXIF orientation not applied. `jpeg_quality` is
+    the libjpeg quality (1 to 100) whose luminance table is nearest to the file's.
+    `mean` (red, green, blue), `contrast` (standard deviation of luminance) and `sharpness`
+    (variance of luminance's Laplacian) are those of the crop, in [0, 1] units.
+    """
+
+    status: str
+    error: str | None = None
+    crop: UInt8[np.ndarray, "3 height width"] | None = field(default=None, repr=False)
+    width: int | None = None
+    height: int | None = None
+    format: str | None = None
+    mode: str | None = None
+    has_exif: bool | None = None
+    jpeg_quality: int | None = None
+    mean: tuple[float, float, float] | None = None
+    contrast: float | None = None
+    sharpness: float | None = None
+
+
+def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
+    """Decode an image file and crop it as the model's evaluation transform does.
+
+    Never raises for what the bytes hold: a file that cannot be read has a status and no crop.
+    """
+    if not data:
+        return Decoded("truncated", "the file is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _crop(image, preprocessing)
+    except UnidentifiedImageError:
+        return Decoded("undecodable", "no image format that Pillow reads")
+    except Image.DecompressionBombError as error:
+        return Decoded("too_large", _one_line(error))
+    except MemoryError:
+        raise
+    # Pillow's format plugins raise whatever their parsers run into (OSError, SyntaxError,
+    # ValueError, struct.error, ...), and a bad file must become a row, never end a shard.
+    except Exception as error:  # noqa: BLE001
+        message = _one_line(error)
+        status = "truncated" if "truncated" in message.lower() else "undecodable"
+        return Decoded(status, message)
+
+
+def _crop(image: Image.Image, preprocessing: Preprocessing) -> Decoded:
+    """Crop an opened image; its format and mode are read before conversion to RGB changes them."""
+    pixels = np.asarray(_transform(preprocessing)(image.convert("RGB")))
+    luminance = np.tensordot(_LUMINANCE, pixels, axes=1) / np.float32(255)
+    red, green, blue = pixels.mean(axis=(1, 2)) / 255
+    return Decoded(
+        status="ok",
+        crop=pixels,
+        width=image.width,
+        height=image.height,
+        format=image.format,
+        mode=image.mode,
+        has_exif="exif" in image.info,
+        jpeg_quality=_jpeg_quality(image),
+        mean=(float(red), float(green), float(blue)),
+        contrast=float(luminance.std()),
+        sharpness=_laplacian_variance(luminance),
+    )
+
+
+@cache
+def _transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform without normalisation: a PIL image to a uint8 tensor."""
+    return create_transform(
+        (3, *preprocessing.input_size),
+        interpolation=preprocessing.interpolation,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        normalize=False,
+    )
+
+
+# ITU-R BT.601, as Pillow converts to grey.
+_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def _laplacian_variance(luminance: NDArray[np.floating]) -> float:
+    centre = luminance[1:-1, 1:-1]
+    neighbours = (
+        luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:]
+    )
+    return float((neighbours - 4 * centre).var())
+
+
+# Sum of the luminance table of the JPEG standard (ITU-T T.81, Annex K.1), which libjpeg scales.
+_LUMINANCE_SUM = 3688
+
+
+def _jpeg_quality(image: Image.Image) -> int | None:
+    """libjpeg's quality, inverted from the sum of the luminance table; None for other formats."""
+    tables = getattr(image, "quantization", None)
+    if image.format != "JPEG" or not tables:
+        return None
+    percent = 100 * sum(tables[0]) / _LUMINANCE_SUM
+    quality = (200 - percent) / 2 if percent <= 100 else 5000 / percent
+    return int(min(100, max(1, round(quality))))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

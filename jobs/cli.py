@@ -1,0 +1,93 @@
+"""The command `saliency`: one function a sub-command; each loads what it needs only when called."""
+
+import logging
+import os
+import secrets
+import sys
+import traceback
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from jobs.config import ConfigurationError, Exit, ExplainConfig
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Draw a dataset with planted shortcuts, explain it with a model that fell for them."""
+
+    out: str = "saliency-demo"
+    """Where to write pictures and run: a path or any fsspec URL."""
+    images: int = 480
+    """How many pictures to draw."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for writing."""
+
+
+Command = (
+    Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
+)
+
+
+def main() -> None:
+    """Run one sub-command and exit with its code."""
+    logging.basicConfig(level=logging.WARNING)
+    command: ExplainConfig | Demo = tyro.cli(
+        Command,
+        prog="saliency",
+        description="Explain every image of a dataset, and see where a vision transformer looks.",
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    sys.exit(run(command))
+
+
+def run(command: ExplainConfig | Demo) -> Exit:
+    """Run a parsed command; what its user can mend is told in a line a problem."""
+    console = Console(highlight=False, soft_wrap=True)
+    set_ray_environment(command.execution.address if isinstance(command, ExplainConfig) else None)
+    from jobs.pool import ClusterError
+    from storage.locations import StorageUnavailable
+    from storage.runs import FingerprintMismatch
+
+    try:
+        if isinstance(command, Demo):
+            from jobs.demo import demo
+
+            return demo(command.out, command.images, command.output_storage, console)
+        from jobs.explain import explain
+
+        return explain(command, console)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            console.print(problem, markup=False, style="red")
+        return Exit.BAD_INPUT
+    except FingerprintMismatch as error:
+        console.print(str(error), markup=False, style="red")
+        return Exit.BAD_INPUT
+    except (StorageUnavailable, ClusterError) as error:
+        console.print(f"{error}; the same command resumes", markup=False, style="red")
+        return Exit.INCOMPLETE
+    except Exception:  # noqa: BLE001 - Python's own exit code, 1, would say: resumable
+        traceback.print_exc()
+        return Exit.BUG
+
+
+def set_ray_environment(address: str | None) -> None:
+    """Settle what Ray reads from the environment when it is imported.
+
+    Under `uv run` Ray would rebuild the environment of every worker, without the extras that this
+    process was started with. And a cluster of our own answers to a token that only its processes
+    know: Ray's own choice is a token in a file of the home folder that others may read.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    own = address is None and "RAY_ADDRESS" not in os.environ
+    if own and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""What a run is asked to do: frozen records whose field comments serve --help and run.json."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Annotated, Literal
+
+import tyro
+
+Flag = tyro.conf.arg
+
+
+class ConfigurationError(ValueError):
+    """Everything that is wrong with a configuration, found before Ray starts."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """The images."""
+
+    images: str | None = None
+    """Folder of images, one sub-folder a class or flat: a path or any fsspec URL (s3://...)."""
+    manifest: str | None = None
+    """Parquet or CSV table with a column `uri`, optionally `label` and `image_id`."""
+    storage: Annotated[str | None, Flag(name="input-storage")] = None
+    """JSON file of fsspec options for reading images, manifest, checkpoint and head."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The classifier."""
+
+    name: Annotated[str, Flag(name="model")]
+    """Any timm name of a class-token vision transformer (`hf-hub:` too)."""
+    checkpoint: str | None = None
+    """Weights: a .safetensors or .pth URL, with config.json beside it if it has one, or
+    random:SEED. Default: timm's pretrained weights."""
+    head: str | None = None
+    """Safetensors URL with `weight` [classes, width] and optionally `bias`, for weights without
+    a classifier."""
+    class_names: str | None = None
+    """Text file of class names, one a line in the order of the model's outputs."""
+    model_args: str | None = None
+    """JSON object of arguments for timm's create_model, such as {"num_classes": 10}."""
+    input_size: tuple[int, int] | None = None
+    """Height and width in pixels. Default: the model's own, as for the next four."""
+    mean: tuple[float, float, float] | None = None
+    """Mean of red, green and blue, in [0, 1] units."""
+    std: tuple[float, float, float] | None = None
+    """Standard deviation of red, green and blue, in [0, 1] units."""
+    crop_pct: float | None = None
+    """Share of the resized image's side that the centre crop keeps."""
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = None
+    """How images are resized."""
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What is explained, and how (docs/reciprocam.md)."""
+
+    target: str = "predicted"
+    """Class to explain: predicted, label, top:K or all."""
+    block: int = -2
+    """Transformer block that is masked, counted from the end."""
+    residual: Literal["masked", "kept"] = "masked"
+    """Whether the residual connection around the masked attention is masked too."""
+    mask: Literal["3x3", "1x1"] = "3x3"
+    """What a mask keeps: the 3x3 kernel around a patch, or the patch alone."""
+    score: Literal["log_odds", "logit"] = "log_odds"
+    """Log-odds rank like the probability and do not saturate."""
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """Where and how fast; none of this changes a row."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU a replica where the cluster has GPUs, else CPU cores."""
+    replicas: int | None = None
+    """How many copies of the model. Default: one a GPU, or one for every four cores."""
+    batch_size: int = 32
+    """Images that go through the model at once."""
+    address: str | None = None
+    """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
+    start_timeout: float = 600.0
+    """Seconds to wait for the first replica."""
+    max_failed: float = 0.01
+    """Share of images that may fail before the run stops with exit code 3."""
+    dry_run: bool = False
+    """Check everything, print the plan and stop."""
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Explain every image of a dataset; the same command resumes a run that was interrupted."""
+
+    model: ModelConfig
+    out: str
+    """The run's directory: a path or any fsspec URL."""
+    input: InputConfig = field(default_factory=InputConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    output_storage: str | None = None
+    """JSON file of fsspec options for writing the run."""
+
+    def problems(self) -> list[str]:
+        """What can be told wrong from the values alone, one line each."""
+        found = []
+        given = [name for name in ("images", "manifest") if getattr(self.input, name) is not None]
+        if len(given) != 1:
+            found.append(
+                f"give one of --images and --manifest; got {' and '.join(given) or 'none'}"
+            )
+        if self.execution.replicas is not None and self.execution.replicas < 1:
+            found.append(f"--replicas must be at least 1; got {self.execution.replicas}")
+        if self.execution.batch_size < 1:
+            found.append(f"--batch-size must be at least 1; got {self.execution.batch_size}")
+        if not 0 <= self.execution.max_failed <= 1:
+            found.append(f"--max-failed is a share from 0 to 1; got {self.execution.max_failed}")
+        if self.model.crop_pct is not None and not 0 < self.model.crop_pct <= 1:
+            found.append(f"--crop-pct is a share above 0, at most 1; got {self.model.crop_pct}")
+        return found
+
+
+class Exit(IntEnum):
+    """What a command's exit code means; the same for every sub-command."""
+
+    COMPLETE = 0
+    INCOMPLETE = 1
+    BAD_INPUT = 2
+    TOO_MANY_FAILED = 3
+    BUG = 70
+    INTERRUPTED = 130
+    TERMINATED = 143

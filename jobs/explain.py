@@ -1,0 +1,168 @@
+"""`saliency explain`, whole: prepare -> plan -> dispatch -> commit -> aggregate -> summary."""
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+import ray
+from rich.console import Console
+
+from jobs import heatmaps, summary
+from jobs.aggregate import Aggregate, aggregate, class_heatmaps, read_means
+from jobs.config import Exit, ExplainConfig
+from jobs.plan import Shard, remaining, shards
+from jobs.pool import Pool, ShardFailure, connect, resources
+from jobs.prepare import Prepared, prepare
+from jobs.progress import RunProgress
+from jobs.worker import Job, ShardReport
+from storage import schema
+from storage.manifests import encode
+from storage.runs import Run, open_or_create
+
+
+class Terminated(BaseException):
+    """SIGTERM came: end the replicas and leave the run to be resumed."""
+
+
+@dataclass
+class Attempt:
+    """What one start of the driver did: totals over its shards, and what it had to leave."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    statuses: Counter[str] = field(default_factory=Counter)
+    failures: list[ShardFailure] = field(default_factory=list)
+    stopped: Exit | None = None
+
+    def add(self, report: ShardReport) -> None:
+        """Count a shard's images and time."""
+        self.statuses.update(report.statuses)
+        for stage, seconds in report.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @property
+    def failed_images(self) -> int:
+        return self.statuses.total() - self.statuses["ok"]
+
+
+def explain(config: ExplainConfig, console: Console) -> Exit:
+    """Run or resume what `config` describes; a finished run is said to be so, and left alone.
+
+    Raises ConfigurationError, FingerprintMismatch where `out` holds another run, and ClusterError.
+    """
+    prepared = prepare(config)
+    planned = shards(prepared.rows, prepared.description["shard_size"])
+    summary.tell_plan(console, prepared, planned)
+    if config.execution.dry_run:
+        return Exit.COMPLETE
+
+    run = open_or_create(prepared.out, prepared.description)
+    todo = remaining(planned, run.committed())
+    finished = run.read_summary()
+    if not todo and finished is not None and finished["state"] in summary.FINISHED:
+        code = summary.exit_code(finished, config.execution.max_failed)
+        summary.tell_finished(console, run, finished)
+        return code
+
+    run.manifest.create(encode(prepared.manifest, prepared.description["shard_size"]))
+    with terminated_by_signal():
+        attempt = dispatch(prepared, config, run, todo, console)
+        if attempt.stopped is None and not remaining(planned, run.committed()):
+            result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
+            return summary.complete(console, run, config, result, attempt)
+    return summary.incomplete(console, run, config, planned, attempt)
+
+
+def dispatch(
+    prepared: Prepared, config: ExplainConfig, run: Run, todo: list[Shard], console: Console
+) -> Attempt:
+    """Have replicas explain and publish `todo`; ends early by a signal or too many failures."""
+    attempt = Attempt()
+    if not todo:
+        return attempt
+    started = time.monotonic()
+    summary.start(run, prepared)
+    try:
+        connect(config.execution.address)
+        pool = _pool(prepared, config, run)
+        attempt.seconds["start"] = time.monotonic() - started
+        run.begin_attempt(summary.attempt_info(config, pool.resources))
+        done = prepared.rows - sum(shard.rows for shard in todo)
+        with RunProgress(console, prepared.rows, done) as progress:
+            _watch(pool, todo, attempt, progress, config.execution.max_failed * prepared.rows)
+    except KeyboardInterrupt:
+        attempt.stopped = Exit.INTERRUPTED
+    except Terminated:
+        attempt.stopped = Exit.TERMINATED
+    finally:
+        ray.shutdown()
+    attempt.seconds["run"] = time.monotonic() - started
+    return attempt
+
+
+def _pool(prepared: Prepared, config: ExplainConfig, run: Run) -> Pool:
+    need = resources(config.execution)
+    job = Job(
+        model=prepared.model,
+        method=prepared.method,
+        target=prepared.target,
+        run=run,
+        run_id=run.id,
+        manifest=run.manifest,
+        input_options=prepared.input_options,
+        batch_size=config.execution.batch_size,
+        device=need.device,
+        threads=need.threads,
+    )
+    return Pool(job, need, config.execution.start_timeout)
+
+
+def _watch(
+    pool: Pool, todo: list[Shard], attempt: Attempt, progress: RunProgress, tolerated: float
+) -> None:
+    """Count what comes back until all shards are settled or too many images have failed."""
+    for outcome in pool.explain(todo):
+        if isinstance(outcome, ShardFailure):
+            attempt.failures.append(outcome)
+        elif outcome is not None:
+            attempt.add(outcome)
+            failed = outcome.shard.rows - outcome.statuses.get("ok", 0)
+            progress.advance(outcome.shard.rows, failed)
+        progress.show(len(pool.replicas), pool.resources.replicas)
+        if attempt.failed_images > tolerated:
+            attempt.stopped = Exit.TOO_MANY_FAILED
+            break
+
+
+def publish_class_heatmaps(
+    run: Run, planned: list[Shard], grid: tuple[int, int], attempt: Attempt
+) -> Aggregate:
+    """Aggregate all parts into class_heatmaps.parquet and a picture a class."""
+    started = time.monotonic()
+    result = aggregate(run, [shard.index for shard in planned], grid)
+    table = class_heatmaps(result, grid)
+    metadata = {"run": run.id, "parts_digest": result.digest}
+    run.class_heatmaps.replace(schema.encode_parquet(table, metadata))
+    for heatmap in read_means(table):
+        picture = heatmaps.png(heatmap.mean.reshape(grid), heatmap.name, heatmap.count)
+        name = f"{heatmap.target:05d} {heatmap.name}"
+        run.class_heatmap_picture(name).replace(picture)
+    attempt.seconds["aggregate"] = time.monotonic() - started
+    return result
+
+
+@contextmanager
+def terminated_by_signal() -> Iterator[None]:
+    """Turn SIGTERM into the exception Terminated, for the time of the block."""
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,62 @@
+"""Pictures of class heatmaps: PNG files, and a rendering for the terminal."""
+
+import io
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from rich.text import Text
+
+CELL_SIDE = 24
+MARGIN = 12
+SCALE_WIDTH = 14
+# Anchors of matplotlib's inferno (Smith and van der Walt, CC0): perceptually uniform.
+INFERNO = np.array(
+    [
+        [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85],
+        [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
+    ]
+)  # fmt: skip
+
+
+def colours(values: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Map values in [0, 1] to colours; the shape gains a last axis of red, green and blue."""
+    positions = np.linspace(0, 1, len(INFERNO))
+    channels = [np.interp(values, positions, INFERNO[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def png(mean: NDArray[np.floating], name: str, count: int) -> bytes:
+    """A class's mean saliency map [rows, columns] with its scale from 0 to 1 and a caption."""
+    rows, columns = mean.shape
+    cells = Image.fromarray(colours(mean)).resize(
+        (columns * CELL_SIDE, rows * CELL_SIDE), Image.Resampling.NEAREST
+    )
+    font = ImageFont.load_default(14)
+    caption = f"{name if len(name) <= 40 else name[:39] + '…'}: mean saliency of {count} images"
+    width = max(cells.width + SCALE_WIDTH + 3 * MARGIN + 24, round(font.getlength(caption)) + 24)
+    picture = Image.new("RGB", (width, cells.height + 2 * MARGIN + 24), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.text((MARGIN, MARGIN - 2), caption, "black", font)
+    top, left = MARGIN + 24, MARGIN
+    picture.paste(cells, (left, top))
+    scale = Image.fromarray(colours(np.linspace(1, 0, cells.height)[:, None]))
+    bar = left + cells.width + MARGIN
+    picture.paste(scale.resize((SCALE_WIDTH, cells.height)), (bar, top))
+    draw.text((bar + SCALE_WIDTH + 4, top - 4), "1", "black", font)
+    draw.text((bar + SCALE_WIDTH + 4, top + cells.height - 14), "0", "black", font)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def terminal(mean: NDArray[np.floating]) -> Text:
+    """A map [rows, columns] as coloured blocks, two characters a cell, scaled to its own range."""
+    low, high = mean.min(), mean.max()
+    rgb = colours((mean - low) / (high - low) if high > low else np.zeros_like(mean))
+    text = Text()
+    for row in rgb:
+        for red, green, blue in row:
+            text.append("  ", style=f"on rgb({red},{green},{blue})")
+        text.append("\n")
+    return text

@@ -1,0 +1,55 @@
+"""Fetch and decode one batch of a shard: what a loading task does, without Ray."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from explainer.preprocess import Decoded, Preprocessing, decode
+from storage.images import Fetched, fetch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of a run of manifest rows, in their order.
+
+    `images` holds one record a row, without crops; `crops` those of the rows whose status is ok.
+    `sizes` are the files' bytes; None where the file could not be fetched.
+    """
+
+    images: list[Decoded]
+    sizes: list[int | None]
+    crops: UInt8[np.ndarray, "ok 3 height width"]
+    fetch_seconds: float
+    decode_seconds: float
+
+
+def load_batch(
+    uris: Sequence[str | None], options: Mapping[str, Any], preprocessing: Preprocessing
+) -> Batch:
+    """Fetch and decode images; one that fails keeps its place with a status.
+
+    Raises StorageUnavailable where the storage, not an image, is at fault.
+    """
+    started = time.perf_counter()
+    fetched = fetch(uris, options)
+    fetched_at = time.perf_counter()
+    decoded = [_decode(item, preprocessing) for item in fetched]
+    crops = [image.crop for image in decoded if image.crop is not None]
+    shape = (len(crops), 3, *preprocessing.input_size)
+    return Batch(
+        images=[replace(image, crop=None) for image in decoded],
+        sizes=[None if item.data is None else len(item.data) for item in fetched],
+        crops=np.stack(crops) if crops else np.empty(shape, dtype=np.uint8),
+        fetch_seconds=fetched_at - started,
+        decode_seconds=time.perf_counter() - fetched_at,
+    )
+
+
+def _decode(item: Fetched, preprocessing: Preprocessing) -> Decoded:
+    if item.data is None:
+        return Decoded(item.status, item.error)
+    return decode(item.data, preprocessing)

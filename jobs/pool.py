@@ -1,0 +1,217 @@
+"""The driver's side of Ray: start it, keep replicas alive, hand out shards, take back reports."""
+
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayActorError
+
+from jobs.config import ExecutionConfig
+from jobs.plan import Shard
+from jobs.replica import Replica, ReplicaInfo
+from jobs.worker import Job, ShardReport
+from storage.locations import StorageUnavailable
+
+MOST_ATTEMPTS = 3
+POLL_SECONDS = 1.0
+CORES_OF_A_CPU_REPLICA = 4
+
+
+class ClusterError(RuntimeError):
+    """Ray gives no replica to work with; the run can be resumed when it does."""
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """A shard that is left undone, and why its last attempt failed."""
+
+    shard: Shard
+    error: str
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a replica and a loading task ask Ray for. `threads` is torch's, None for Ray's own."""
+
+    device: str
+    replicas: int
+    replica_cpus: float
+    replica_gpus: float
+    loader_cpus: float
+    ahead: int
+    threads: int | None
+
+
+def connect(address: str | None) -> None:
+    """Connect to a Ray cluster, or start one of this machine's own where no address is given."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address=address or "local",
+        include_dashboard=None if address else False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+
+
+def resources(execution: ExecutionConfig) -> Resources:
+    """Decide what a replica is: a GPU where the cluster has one, else a share of its cores.
+
+    A CPU replica computes on all of its cores, and the little that decoding takes beside a ViT on
+    a CPU is left to the operating system: loading tasks ask for no core of their own there.
+    """
+    total = ray.cluster_resources()
+    cpus, gpus = int(total.get("CPU", 1)), int(total.get("GPU", 0))
+    on_gpu = execution.device == "cuda" or (execution.device == "auto" and gpus > 0)
+    if on_gpu:
+        replicas = execution.replicas or max(1, gpus)
+        ahead = 2 + cpus // replicas
+        return Resources("cuda", replicas, 0, 1, loader_cpus=1, ahead=ahead, threads=None)
+    replicas = execution.replicas or max(1, cpus // CORES_OF_A_CPU_REPLICA)
+    cores = max(1, cpus // replicas)
+    share = min(float(cores), cpus / replicas)
+    return Resources("cpu", replicas, share, 0, loader_cpus=0, ahead=2, threads=cores)
+
+
+@dataclass
+class _Member:
+    """A replica and what it was given: the shard in hand and the one that loads behind it."""
+
+    actor: Any
+    shard: Shard | None = None
+    upcoming: Shard | None = None
+
+
+@dataclass
+class Pool:
+    """Replicas that explain shards; a lost one is replaced and its shards go back to the queue."""
+
+    job: Job
+    resources: Resources
+    start_timeout: float
+    replicas: list[ReplicaInfo] = field(default_factory=list)
+    _queue: deque[Shard] = field(default_factory=deque)
+    _attempts: Counter[int] = field(default_factory=Counter)
+    _calls: dict["ObjectRef[Any]", _Member] = field(default_factory=dict)
+    _losses: int = 0
+
+    def explain(self, shards: list[Shard]) -> Iterator[ShardReport | ShardFailure | None]:
+        """Yield a report or a failure for every shard as they end, and None where time passes.
+
+        Leaving the iterator early ends all replicas. Raises ClusterError where no replica starts
+        within `start_timeout` seconds, or replicas are lost over and over.
+        """
+        self._queue.extend(shards)
+        job = ray.put(self.job)
+        outstanding = len(shards)
+        try:
+            for _ in range(min(self.resources.replicas, len(shards))):
+                self._start(job)
+            started = time.monotonic()
+            while outstanding:
+                done, _ = ray.wait(list(self._calls), num_returns=1, timeout=POLL_SECONDS)
+                if not done:
+                    self._check_started(started)
+                    yield None
+                for call in done:
+                    outcome = self._settle(call, job)
+                    if outcome is not None:
+                        outstanding -= 1
+                        yield outcome
+        finally:
+            for member in self._calls.values():
+                ray.kill(member.actor)
+            self._calls.clear()
+
+    def _start(self, job: "ObjectRef[Job]") -> None:
+        need = self.resources
+        actor: Any = (
+            ray.remote(Replica)
+            .options(
+                num_cpus=need.replica_cpus,
+                num_gpus=need.replica_gpus,
+                max_restarts=0,
+                scheduling_strategy="SPREAD",
+            )
+            .remote(job, need.loader_cpus, need.ahead)
+        )
+        ready: ObjectRef[Any] = actor.ready.remote()
+        self._calls[ready] = _Member(actor)
+
+    def _settle(
+        self, call: "ObjectRef[Any]", job: "ObjectRef[Job]"
+    ) -> ShardReport | ShardFailure | None:
+        """Take one call's result, give its replica the next shard, and say what became of it."""
+        member = self._calls.pop(call)
+        try:
+            result: ReplicaInfo | ShardReport = ray.get(call)
+        except RayActorError as error:
+            return self._replace(member, job, str(error))
+        except StorageUnavailable as error:
+            outcome = self._retry(member.shard, str(error))
+            self._assign(member)
+            return outcome
+        self._losses = 0
+        if isinstance(result, ReplicaInfo):
+            self.replicas.append(result)
+            self._assign(member)
+            return None
+        self._assign(member)
+        return result
+
+    def _assign(self, member: _Member) -> None:
+        """Call the replica with its next shard, or end it where there is nothing left."""
+        shard = member.upcoming or self._take()
+        if shard is None:
+            ray.kill(member.actor)
+            return
+        member.shard, member.upcoming = shard, self._take(steal=False)
+        self._calls[member.actor.explain.remote(shard, member.upcoming)] = member
+
+    def _take(self, *, steal: bool = True) -> Shard | None:
+        """The next shard of the queue; an idle replica takes one that another holds in reserve."""
+        if self._queue:
+            return self._queue.popleft()
+        reserved = [m for m in self._calls.values() if m.upcoming is not None] if steal else []
+        if not reserved:
+            return None
+        shard, reserved[0].upcoming = reserved[0].upcoming, None
+        return shard
+
+    def _replace(self, member: _Member, job: "ObjectRef[Job]", error: str) -> ShardFailure | None:
+        """A lost replica may have published its shard or not: creating a part twice is harmless."""
+        ray.kill(member.actor)
+        self._losses += 1
+        if self._losses > MOST_ATTEMPTS * self.resources.replicas:
+            raise ClusterError(f"{self._losses} replicas were lost in a row; the last: {error}")
+        if member.upcoming is not None:
+            self._queue.appendleft(member.upcoming)
+        outcome = self._retry(member.shard, error)
+        if self._queue or member.shard is None:
+            self._start(job)
+        return outcome
+
+    def _retry(self, shard: Shard | None, error: str) -> ShardFailure | None:
+        """Put a shard back into the queue, or give it up after its last attempt."""
+        if shard is None:
+            return None
+        self._attempts[shard.index] += 1
+        if self._attempts[shard.index] >= MOST_ATTEMPTS:
+            return ShardFailure(shard, error)
+        self._queue.append(shard)
+        return None
+
+    def _check_started(self, started: float) -> None:
+        if self.replicas or time.monotonic() - started < self.start_timeout:
+            return
+        have = ray.cluster_resources()
+        raise ClusterError(
+            f"0 of {self.resources.replicas} replicas started in {self.start_timeout:g} s; each "
+            f"asks for {self.resources.replica_gpus:g} GPUs and {self.resources.replica_cpus:g} "
+            f"CPUs, the cluster has {have.get('GPU', 0):g} GPUs and {have.get('CPU', 0):g} CPUs"
+        )

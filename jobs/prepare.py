@@ -1,0 +1,217 @@
+"""Everything that a run needs, checked before Ray starts: all that is wrong is told at once."""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import pyarrow.compute as pc
+
+from explainer import ReciproCam, Target, VitClassifier, load_model
+from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
+from explainer.models import ModelError, PreprocessingOverrides
+from jobs.config import ConfigurationError, ExplainConfig, ModelConfig
+from jobs.plan import shard_size
+from storage.locations import Location, StorageUnavailable
+from storage.manifests import Manifest, ManifestError, read_folder, read_manifest
+from storage.runs import fingerprint
+from storage.schema import SCHEMA_VERSION
+
+Value = TypeVar("Value")
+# What a user's input can raise; anything else is a bug and shows its traceback.
+INPUT_ERRORS = (
+    CheckpointError,
+    ModelError,
+    ManifestError,
+    StorageUnavailable,
+    ValueError,
+    OSError,
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked configuration: what is explained, by which model, to where."""
+
+    model: VitClassifier
+    method: ReciproCam
+    target: Target
+    manifest: Manifest
+    input_options: Mapping[str, Any]
+    out: Location
+    description: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return int(self.manifest.table.num_rows)
+
+    @property
+    def labels_unknown(self) -> int:
+        """Rows whose label is no class of the model."""
+        return _labels_unknown(self.manifest, self.model)
+
+
+def prepare(config: ExplainConfig) -> Prepared:
+    """Read and check all that `config` names; raises ConfigurationError with every problem."""
+    problems = config.problems()
+
+    def attempt(what: str, make: Callable[[], Value]) -> Value | None:
+        try:
+            return make()
+        except INPUT_ERRORS as error:
+            problems.append(f"{what}: {error}")
+            return None
+
+    input_options = attempt("--input-storage", lambda: _options(config.input.storage)) or {}
+    output_options = attempt("--output-storage", lambda: _options(config.output_storage)) or {}
+    out = Location(config.out, output_options)
+    attempt("--out", lambda: _check_writable(out))
+    target = attempt("--target", lambda: Target.parse(config.method.target))
+    method = ReciproCam(
+        config.method.block, config.method.residual, config.method.mask, config.method.score
+    )
+    manifest = None
+    if (config.input.images is None) != (config.input.manifest is None):
+        manifest = attempt("input", lambda: _manifest(config, input_options))
+    model = attempt("--model", lambda: _model(config.model, input_options))
+    if model is not None:
+        attempt("method", lambda: method.check(model))
+    if model is not None and target is not None:
+        attempt("--target", lambda: target.per_image(model.classes))
+        if manifest is not None and target.kind == "label":
+            attempt("--target", lambda: _check_labels(manifest, model))
+    if problems or model is None or target is None or manifest is None:
+        raise ConfigurationError(problems)
+    description = _describe(config, model, manifest, target)
+    return Prepared(model, method, target, manifest, input_options, out, description)
+
+
+def _options(path: str | None) -> dict[str, Any]:
+    """fsspec options from a JSON file; its content may be secret and appears in no message."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Location(path).read())
+    except ValueError:
+        raise ValueError(f"{path} is not JSON; want an object of fsspec options") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object of fsspec options")
+    return content
+
+
+def _check_writable(out: Location) -> None:
+    probe = out.child(f".writable-{uuid.uuid4().hex}")
+    try:
+        probe.create(b"probe")
+        probe.delete()
+    except (OSError, StorageUnavailable) as error:
+        raise OSError(f"cannot write to {out}: {error}") from error
+
+
+def _manifest(config: ExplainConfig, options: Mapping[str, Any]) -> Manifest:
+    if config.input.images is not None:
+        return read_folder(Location(config.input.images, options))
+    return read_manifest(Location(config.input.manifest or "", options))
+
+
+def _model(config: ModelConfig, options: Mapping[str, Any]) -> VitClassifier:
+    names = None
+    if config.class_names is not None:
+        text = Location(config.class_names, options).read().decode()
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    arguments = json.loads(config.model_args) if config.model_args else {}
+    if not isinstance(arguments, dict):
+        raise ValueError(f"--model-args must be a JSON object; got {config.model_args}")
+    seed = _seed(config.checkpoint)
+    from_file = config.checkpoint is not None and seed is None
+    return load_model(
+        config.name,
+        checkpoint=_checkpoint(config.checkpoint, options) if from_file else None,
+        seed=seed,
+        head=_checkpoint(config.head, options),
+        class_names=names,
+        model_args=arguments,
+        overrides=PreprocessingOverrides(
+            config.input_size, config.mean, config.std, config.crop_pct, config.interpolation
+        ),
+    )
+
+
+def _seed(checkpoint: str | None) -> int | None:
+    kind, _, seed = (checkpoint or "").partition(":")
+    if kind != "random":
+        return None
+    if not seed.isdigit():
+        raise ValueError(f"random weights are asked for as random:SEED; got {checkpoint}")
+    return int(seed)
+
+
+def _checkpoint(url: str | None, options: Mapping[str, Any]) -> Checkpoint | None:
+    """A weights file, with the config.json beside it where there is one."""
+    if url is None:
+        return None
+    location = Location(url, options)
+    try:
+        data = location.read()
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no file at {url}") from None
+    try:
+        beside: bytes | None = location.parent.child("config.json").read()
+    except FileNotFoundError:
+        beside = None
+    return read_checkpoint(data, location.name, beside)
+
+
+def _labels_unknown(manifest: Manifest, model: VitClassifier) -> int:
+    counts = pc.value_counts(manifest.table.column("label")).to_pylist()
+    names = model.class_names
+    return sum(item["counts"] for item in counts if names.index(item["values"]) is None)
+
+
+def _check_labels(manifest: Manifest, model: VitClassifier) -> None:
+    unknown = _labels_unknown(manifest, model)
+    if unknown:
+        labels = pc.unique(manifest.table.column("label")).to_pylist()
+        strangers = [label for label in labels if model.class_names.index(label) is None]
+        raise ValueError(
+            f"target label needs a label that is a class of the model in every row; {unknown} of "
+            f"{manifest.table.num_rows} have none, such as {strangers[:3]}; the model's classes "
+            f"are {', '.join(model.class_names.names[:3])}, ...; explain the predicted class "
+            "instead, or give --class-names"
+        )
+
+
+def _describe(
+    config: ExplainConfig, model: VitClassifier, manifest: Manifest, target: Target
+) -> dict[str, Any]:
+    """run.json: what identifies the run, and beside it what was asked for in full."""
+    targets = target.per_image(model.classes)
+    rows = manifest.table.num_rows
+    size = shard_size(rows, targets)
+    identity = {
+        "model": {
+            "name": model.name,
+            "arguments": dict(model.arguments),
+            "weights": model.digest(),
+            "class_names": fingerprint({"names": list(model.class_names.names)}),
+        },
+        "preprocessing": asdict(model.preprocessing),
+        "method": asdict(config.method),
+        "precision": "float32",
+        "manifest": manifest.digest,
+        "shard_size": size,
+        "schema_version": SCHEMA_VERSION,
+    }
+    asked = asdict(config)
+    # Files of options may hold secrets, and where they lie is nobody's business downstream.
+    del asked["output_storage"], asked["input"]["storage"]
+    return {
+        "fingerprint": fingerprint(identity),
+        "fingerprint_of": identity,
+        "config": asked,
+        "rows": rows,
+        "shard_size": size,
+        "targets_per_image": targets,
+        "grid": list(model.grid),
+    }

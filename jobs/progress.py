@@ -1,0 +1,60 @@
+"""How far a run is: a live bar on a terminal, a plain line every ten seconds in a log."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 10.0
+
+
+class RunProgress:
+    """Counts images; `failed` are those without a map. Use as a context manager."""
+
+    def __init__(self, console: Console, images: int, done: int) -> None:
+        self.console, self.images, self.done, self.failed = console, images, done, 0
+        self.first = done
+        self.started = self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("images, {task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("starting", total=images, completed=done, rate="")
+
+    def __enter__(self) -> "RunProgress":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.stop()
+
+    def show(self, replicas: int, wanted: int) -> None:
+        """Show how far the run is and how many replicas work; time counts from the first one on."""
+        if replicas == 0:
+            self.started = time.monotonic()
+        description = f"{replicas} of {wanted} replicas"
+        elapsed = time.monotonic() - self.started
+        rate = f"{(self.done - self.first) / elapsed:.1f}/s" if self.done > self.first else "0/s"
+        if self.failed:
+            rate += f", {self.failed} failed"
+        self.bar.update(self.task, description=description, completed=self.done, rate=rate)
+        if self.console.is_terminal or time.monotonic() - self.last_line < LINE_SECONDS:
+            return
+        self.last_line = time.monotonic()
+        self.console.print(f"{description}: {self.done} of {self.images} images, {rate}")
+
+    def advance(self, images: int, failed: int) -> None:
+        """Count a shard's images."""
+        self.done += images
+        self.failed += failed

@@ -1,0 +1,210 @@
+"""Explain one shard and publish its part: a plain class that knows nothing of Ray."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from explainer import Explanation, ReciproCam, Target, VitClassifier, explain
+from explainer.maps import statistics
+from explainer.preprocess import Decoded
+from jobs.loader import Batch
+from jobs.plan import Shard
+from storage import schema
+from storage.locations import Location
+from storage.runs import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a replica needs to explain any shard of a run; it is sent to each once."""
+
+    model: VitClassifier
+    method: ReciproCam
+    target: Target
+    run: Run
+    run_id: str
+    manifest: Location
+    input_options: Mapping[str, Any]
+    batch_size: int
+    device: str
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class ShardReport:
+    """What the driver learns of a shard: `created` is False where its part was there already."""
+
+    shard: Shard
+    created: bool
+    statuses: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+class ExplainWorker:
+    """Holds one model on one device and explains shards; nothing is kept from one to the next."""
+
+    def __init__(self, job: Job) -> None:
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        self.job = job
+        self.device = torch.device(job.device)
+        job.model.vit.to(self.device)
+        self.schema = schema.explanations(job.model.grid)
+
+    def explain_shard(self, shard: Shard, rows: pa.Table, batches: Iterable[Batch]) -> ShardReport:
+        """Explain the shard's manifest `rows` from their loaded `batches` and publish the part."""
+        seconds = dict.fromkeys(("fetch", "decode", "wait", "compute", "write"), 0.0)
+        tables = []
+        statuses: Counter[str] = Counter()
+        iterator = iter(batches)
+        for run_of_rows in shard.batches(self.job.batch_size):
+            waited = time.perf_counter()
+            batch = next(iterator)
+            started = time.perf_counter()
+            manifest_rows = rows.slice(run_of_rows.start, len(run_of_rows)).to_pylist()
+            tables.append(
+                self._explain_batch(shard.start + run_of_rows.start, manifest_rows, batch)
+            )
+            seconds["wait"] += started - waited
+            seconds["compute"] += time.perf_counter() - started
+            seconds["fetch"] += batch.fetch_seconds
+            seconds["decode"] += batch.decode_seconds
+            statuses.update(image.status for image in batch.images)
+        started = time.perf_counter()
+        part = schema.encode_parquet(pa.concat_tables(tables), self._metadata(shard))
+        created = self.job.run.publish(shard.index, part)
+        seconds["write"] = time.perf_counter() - started
+        return ShardReport(shard, created, dict(statuses), seconds)
+
+    def _metadata(self, shard: Shard) -> dict[str, str]:
+        """What may differ between parts of one run, or helps to read a part by itself."""
+        return {
+            "run": self.job.run_id,
+            "shard": str(shard.index),
+            "device": _device_name(self.device),
+            "precision": "float32",
+            "batch_size": str(self.job.batch_size),
+            "score": self.job.method.score,
+        }
+
+    def _explain_batch(
+        self, first_row: int, manifest_rows: list[dict[str, Any]], batch: Batch
+    ) -> pa.Table:
+        """The rows of the explanations table that belong to a batch of manifest rows."""
+        common = [
+            self._common(first_row + i, manifest_row, image, size)
+            for i, (manifest_row, image, size) in enumerate(
+                zip(manifest_rows, batch.images, batch.sizes, strict=True)
+            )
+        ]
+        explained = [row for row in common if row["status"] == "ok"]
+        if not explained:
+            return self._table(common, np.empty((0, self._cells), dtype=np.float16))
+        explanation = self._explain(batch, explained)
+        saliency = explanation.saliency.cpu()
+        targets = iter(self._target_rows(explanation, saliency))
+        rows = []
+        for row in common:
+            rows += [row | extra for extra in next(targets)] if row["status"] == "ok" else [row]
+        return self._table(rows, saliency.flatten(0, 1).flatten(1).half().numpy())
+
+    def _explain(self, batch: Batch, explained: list[dict[str, Any]]) -> Explanation:
+        # Ray hands out read-only arrays, and torch wants to own what it may write to.
+        crops = torch.from_numpy(batch.crops.copy()).to(self.device)
+        labels = None
+        if self.job.target.kind == "label":
+            labels = torch.tensor([row["label"] for row in explained], device=self.device)
+        return explain(
+            self.job.model, crops, target=self.job.target, labels=labels, method=self.job.method
+        )
+
+    def _common(
+        self, row: int, manifest_row: dict[str, Any], image: Decoded, size: int | None
+    ) -> dict[str, Any]:
+        """The columns that an image's rows share, whatever became of it."""
+        label = manifest_row["label"]
+        red, green, blue = image.mean or (None, None, None)
+        return {
+            "run": self.job.run_id,
+            "row": row,
+            "image_id": manifest_row["image_id"],
+            "uri": manifest_row["uri"],
+            "label": self.job.model.class_names.index(label),
+            "label_name": None if label is None else str(label),
+            "status": image.status,
+            "error": image.error,
+            "width": image.width,
+            "height": image.height,
+            "format": image.format,
+            "mode": image.mode,
+            "bytes": size,
+            "has_exif": image.has_exif,
+            "jpeg_quality": image.jpeg_quality,
+            "mean_r": red,
+            "mean_g": green,
+            "mean_b": blue,
+            "contrast": image.contrast,
+            "sharpness": image.sharpness,
+        }
+
+    def _target_rows(
+        self, explanation: Explanation, saliency: torch.Tensor
+    ) -> list[list[dict[str, Any]]]:
+        """For each explained image, the columns of each of its targets."""
+        probabilities = explanation.logits.softmax(-1)
+        predicted = probabilities.argmax(-1)
+        described = statistics(saliency)
+        names = self.job.model.class_names.names
+        columns = {
+            "target": explanation.targets,
+            "target_probability": probabilities.gather(-1, explanation.targets),
+            "score_min": explanation.scores.amin((-2, -1)),
+            "score_max": explanation.scores.amax((-2, -1)),
+            "peak_row": described.peak_row,
+            "peak_col": described.peak_column,
+            "border_mass": described.border_mass,
+            "entropy": described.entropy,
+        }
+        values = {name: tensor.tolist() for name, tensor in columns.items()}
+        top, probability = predicted.tolist(), probabilities.amax(-1).tolist()
+        return [
+            [
+                {name: per_image[i][rank] for name, per_image in values.items()}
+                | {
+                    "predicted": top[i],
+                    "predicted_name": names[top[i]],
+                    "probability": probability[i],
+                    "target_name": names[values["target"][i][rank]],
+                    "target_kind": self.job.target.kind,
+                    "target_rank": rank,
+                }
+                for rank in range(explanation.targets.shape[1])
+            ]
+            for i in range(len(top))
+        ]
+
+    @property
+    def _cells(self) -> int:
+        return self.job.model.patches
+
+    def _table(self, rows: list[dict[str, Any]], saliency: np.ndarray) -> pa.Table:
+        """Rows as a table; the maps, in the order of the explained rows, go in without lists."""
+        explained = np.array([row["status"] == "ok" for row in rows])
+        values = np.zeros((len(rows), self._cells), dtype=np.float16)
+        values[explained] = saliency
+        maps = pa.FixedSizeListArray.from_arrays(
+            pa.array(values.ravel()), self._cells, mask=pa.array(~explained)
+        )
+        place = self.schema.get_field_index("saliency")
+        table = pa.Table.from_pylist(rows, schema=self.schema)
+        return table.set_column(place, self.schema.field(place), maps)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

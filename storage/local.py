@@ -1,0 +1,98 @@
+"""Whole files of this machine: written completely or not at all, synced before they are seen."""
+
+import errno
+import os
+import posixpath
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# A writer that is killed leaves a file of this kind behind, which nobody takes for an object.
+_TEMPORARY = ".partial"
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
+
+
+def read(path: str, limit: int | None) -> bytes:
+    """The file's bytes, at most `limit`; ValueError for a FIFO, which could block for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ValueError("a FIFO, socket or device, not a regular file")
+    with Path(path).open("rb") as file:
+        return file.read(-1 if limit is None else limit)
+
+
+def names(folder: str) -> list[str]:
+    """Sorted names of the files in a folder, less the temporary ones; [] if there is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if not entry.is_dir()]
+    except FileNotFoundError:
+        return []
+    return sorted(n for n in found if not (n.startswith(".") and n.endswith(_TEMPORARY)))
+
+
+def walk(root: str) -> list[str]:
+    """Relative paths of all that is no folder below `root`, links followed but not in circles."""
+    found: list[str] = []
+    todo: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while todo:
+        folder, above = todo.pop()
+        where = os.stat(os.path.join(root, folder))
+        here = (where.st_dev, where.st_ino)
+        if here in above:  # a symbolic link led back up
+            continue
+        with os.scandir(os.path.join(root, folder)) as entries:
+            for entry in entries:
+                below = posixpath.join(folder, entry.name)
+                if entry.is_dir():
+                    todo.append((below, above | {here}))
+                else:
+                    found.append(below)
+    return found
+
+
+def create(path: str, data: bytes) -> bool:
+    """Write a file that does not exist: True if made, False if there was one; makes parents."""
+    with _written(path, data) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                raise OSError(
+                    errno.ENOTSUP,
+                    "this file system has no hard links, which creating without overwriting "
+                    "needs: write to another disk or to an object store",
+                ) from error
+            raise
+    return True
+
+
+def replace(path: str, data: bytes) -> None:
+    """Write a file whether or not it exists; makes parents."""
+    with _written(path, data) as temporary:
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _written(path: str, data: bytes) -> Iterator[str]:
+    """A synced temporary file beside `path`; what becomes of its name is synced afterwards."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        with Path(temporary).open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

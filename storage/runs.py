@@ -1,0 +1,192 @@
+"""A run's directory: what it is, what is committed, where its results lie.
+
+run.json                              what the run is; created once, never changed
+attempts/<n>.json                     one for each start of a driver
+manifest.parquet                      the rows as planned
+explanations/part-00000042.parquet    the presence of a part is the commit of its shard
+class_heatmaps.parquet  class_heatmaps/<class>.png  summary.json
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.locations import Location
+from storage.schema import SCHEMA_VERSION
+
+_PART = re.compile(r"part-(\d{8,})\.parquet")
+_ATTEMPT = re.compile(r"(\d+)\.json")
+
+
+class FingerprintMismatch(ValueError):  # noqa: N818 - it is a comparison's outcome
+    """The directory holds another run; the message lists every setting that differs."""
+
+
+class Run:
+    """One run at one location, and its description as run.json has it."""
+
+    def __init__(self, root: Location, description: Mapping[str, Any]) -> None:
+        self.root = root
+        self.description = description
+        self.manifest = root.child("manifest.parquet")
+        self.summary = root.child("summary.json")
+        self.class_heatmaps = root.child("class_heatmaps.parquet")
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the fingerprint, as in the column `run`."""
+        return str(self.description["fingerprint"])[:16]
+
+    def begin_attempt(self, info: Mapping[str, Any]) -> int:
+        """Note a driver's start under the next number, from 1; races end with different numbers."""
+        attempts = self.root.child("attempts")
+        found = [match for name in attempts.names() if (match := _ATTEMPT.fullmatch(name))]
+        number = max((int(match[1]) for match in found), default=0) + 1
+        while not attempts.child(f"{number}.json").create(_encode(info)):
+            number += 1
+        return number
+
+    def part(self, index: int) -> Location:
+        """Where the part of shard `index` is, or is to be."""
+        return self.root.child(part_name(index))
+
+    def committed(self) -> set[int]:
+        """The shards whose parts are there: one listing, other names ignored."""
+        names = self.root.child("explanations").names()
+        return {int(match[1]) for name in names if (match := _PART.fullmatch(name))}
+
+    def publish(self, index: int, data: bytes) -> bool:
+        """Commit a shard: False if its part was there already, and then this one is discarded."""
+        return self.part(index).create(data)
+
+    def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """A committed part's rows, or only some of their columns; metadata is the schema's."""
+        part = self.part(index)
+
+        def read() -> pa.Table:
+            with part.open() as file:
+                return pq.read_table(file, columns=columns)
+
+        return part.attempt(read)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Put summary.json in place of the one before."""
+        self.summary.replace(_encode(summary))
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """summary.json as it stands; None before there is one."""
+        return _read_json(self.summary)
+
+    def class_heatmap_picture(self, name: str) -> Location:
+        """Where the picture of a class goes; any name becomes a file name of its own."""
+        safe = quote(name, safe=" ,()+")
+        if safe.startswith("."):
+            safe = "%2E" + safe[1:]
+        if len(safe) > 200:  # file systems end at 255 bytes
+            safe = f"{safe[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        return self.root.child("class_heatmaps", f"{safe}.png")
+
+
+def open_or_create(root: Location, description: Mapping[str, Any]) -> Run:
+    """The run at `root`: a new one, or the one that is there if it is the same.
+
+    `description` needs "fingerprint_of": all that changes a row, as nested plain JSON; its
+    fingerprint, the schema version and the time are added. On a resume the description is the
+    stored one, whose shard size rules. Raises FingerprintMismatch for another run's directory,
+    ValueError where run.json is none.
+    """
+    described = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "schema_version": SCHEMA_VERSION,
+        **description,
+        "fingerprint": fingerprint(description["fingerprint_of"]),
+    }
+    if not root.child("run.json").create(_encode(described)):
+        stored = read_description(root)
+        if stored is None:
+            raise ValueError(f"{root}: run.json was there and is gone: is somebody removing it?")
+        _compare(root, stored, described)
+        described = stored
+    return Run(root, described)
+
+
+def open_run(root: Location) -> Run:
+    """The run at `root`. Raises ValueError where there is none."""
+    description = read_description(root)
+    if description is None:
+        raise ValueError(f"{root} holds no run (no run.json): name the --out of `saliency explain`")
+    return Run(root, description)
+
+
+def read_description(root: Location) -> dict[str, Any] | None:
+    """run.json at `root`; None where there is none, ValueError where it describes no run."""
+    description = _read_json(root.child("run.json"))
+    if description is not None and not isinstance(description.get("fingerprint_of"), dict):
+        raise ValueError(f"{root}: run.json has no fingerprint_of, so it is not of this program")
+    return description
+
+
+def fingerprint(of: Mapping[str, Any]) -> str:
+    """sha256, as hex, of plain JSON with sorted keys and no spaces."""
+    text = json.dumps(of, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def part_name(index: int) -> str:
+    """explanations/part-00000042.parquet for 42."""
+    return f"explanations/part-{index:08d}.parquet"
+
+
+def _compare(root: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if stored["fingerprint"] == wanted["fingerprint"]:
+        return
+    here = dict(_flat(stored["fingerprint_of"]))
+    there = dict(_flat(wanted["fingerprint_of"]))
+    lines = [
+        f"  {key}: run has {here.get(key, 'nothing')}, this command has {there.get(key, 'nothing')}"
+        for key in sorted(here | there)
+        if here.get(key) != there.get(key)
+    ]
+    raise FingerprintMismatch(
+        "\n".join(
+            [
+                f"{root} holds a run with other settings:",
+                *(lines or ["  fingerprint: run.json was edited after it was made"]),
+                "Use another --out, or the run's own settings.",
+            ]
+        )
+    )
+
+
+def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Nested keys as model.block, values as JSON."""
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from _flat(inner, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", json.dumps(inner, sort_keys=True)
+
+
+def _encode(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _read_json(location: Location) -> dict[str, Any] | None:
+    try:
+        data = location.read()
+    except FileNotFoundError:
+        return None
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{location} is no JSON ({error}): was it edited?") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{location} holds no JSON object: was it edited?")
+    return value

@@ -1,0 +1,149 @@
+"""Fixtures that several test files share: a real S3 server, places to write to, photographs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# `uv run` would make Ray's workers build an environment without the test dependencies.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+
+from storage.locations import Location
+
+BUCKET = "tests"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server; `reader_options` are of an identity that may do nothing in the bucket."""
+
+    endpoint: str
+
+    def options(self, key: str = "tester", secret: str = "testing-secret") -> dict[str, Any]:
+        return {"key": key, "secret": secret, "client_kwargs": {"endpoint_url": self.endpoint}}
+
+
+@dataclass(frozen=True)
+class S3Prefix:
+    """A fresh prefix of the server's bucket."""
+
+    server: S3Server
+    prefix: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return self.server.options()
+
+    @property
+    def options_without_rights(self) -> dict[str, Any]:
+        return self.server.options("stranger", "strangers-secret")
+
+    def url(self, name: str = "") -> str:
+        return f"s3://{BUCKET}/{self.prefix}/{name}".rstrip("/")
+
+    def location(self, name: str = "") -> Location:
+        return Location(self.url(name), self.options)
+
+
+def _identity(name: str, secret: str, actions: list[str]) -> dict[str, Any]:
+    credentials = [{"accessKey": name, "secretKey": secret}]
+    return {"name": name, "credentials": credentials, "actions": actions}
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _wait_until_up(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
+    bucket = Location(f"s3://{BUCKET}", server.options())
+    for _ in range(300):
+        if process.poll() is not None:
+            break
+        try:
+            urllib.request.urlopen(server.endpoint, timeout=1).close()
+        except urllib.error.HTTPError:  # it answers, if only to say that we gave no key
+            try:
+                bucket.filesystem.mkdir(BUCKET)
+            except OSError:  # the gateway is up before the storage behind it is
+                time.sleep(0.2)
+            else:
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"the S3 server did not come up:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """SeaweedFS, which honours If-None-Match, on free ports for the whole session."""
+    folder = tmp_path_factory.mktemp("s3")
+    (folder / "data").mkdir()
+    rights = ["Admin", "Read", "Write", "List", "Tagging"]
+    identities = [
+        _identity("tester", "testing-secret", rights),
+        _identity("stranger", "strangers-secret", ["Read:elsewhere"]),
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
+    roles = ("master", "volume", "filer", "s3")
+    ports = _free_ports(8)
+    flags = [f"-{role}.port={port}" for role, port in zip(roles, ports[:4], strict=True)]
+    flags += [f"-{role}.port.grpc={port}" for role, port in zip(roles, ports[4:], strict=True)]
+    flags += [f"-{role}.localSocket={folder}/{role}.sock" for role in ("filer", "s3")]
+    flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    flags += ["-s3", f"-s3.config={folder}/s3.json", f"-dir={folder}/data", "-ip=127.0.0.1"]
+    weed = Path(sys.executable).parent / "weed"
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [weed, "server", *flags], stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        server = S3Server(f"http://127.0.0.1:{ports[3]}")
+        _wait_until_up(server, process, log)
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server) -> S3Prefix:
+    """A fresh prefix on the S3 server: `.url(name)`, `.options`, `.location(name)`."""
+    return S3Prefix(s3_server, uuid.uuid4().hex)
+
+
+@pytest.fixture(params=["local", "s3"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """An empty folder of each kind of store, so that a test runs over both."""
+    if request.param == "local":
+        return Location(str(tmp_path / "store"))
+    prefix: S3Prefix = request.getfixturevalue("s3")
+    return prefix.location()
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """A folder of labelled photographs, one sub-folder a class."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "photos"
+    folder = Path(os.environ.get("SALIENCY_PHOTOS", beside))
+    if not folder.is_dir():
+        pytest.skip("no photographs: set SALIENCY_PHOTOS to a folder with one sub-folder a class")
+    return folder
