@@ -68,11 +68,10 @@ def explain(config: ExplainConfig, console: Console) -> Exit:
         return code
 
     run.manifest.create(encode(prepared.manifest, prepared.description["shard_size"]))
-    with terminated_by_signal():
-        attempt = dispatch(prepared, config, run, todo, console)
-        if attempt.stopped is None and not remaining(planned, run.committed()):
-            result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
-            return summary.complete(console, run, config, result, attempt)
+    attempt = dispatch(prepared, config, run, todo, console)
+    if attempt.stopped is None and not remaining(planned, run.committed()):
+        result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
+        return summary.complete(console, run, config, result, attempt)
     return summary.incomplete(console, run, config, planned, attempt)
 
 
@@ -91,7 +90,7 @@ def dispatch(
         attempt.seconds["start"] = time.monotonic() - started
         run.begin_attempt(summary.attempt_info(config, pool.resources))
         done = prepared.rows - sum(shard.rows for shard in todo)
-        with RunProgress(console, prepared.rows, done) as progress:
+        with terminated_by_signal(), RunProgress(console, prepared.rows, done) as progress:
             _watch(pool, todo, attempt, progress, config.execution.max_failed * prepared.rows)
     except KeyboardInterrupt:
         attempt.stopped = Exit.INTERRUPTED
@@ -156,7 +155,10 @@ def publish_class_heatmaps(
 
 @contextmanager
 def terminated_by_signal() -> Iterator[None]:
-    """Turn SIGTERM into the exception Terminated, for the time of the block."""
+    """Turn SIGTERM into the exception Terminated, for the time of the block.
+
+    To be entered after Ray has started, which installs a handler of its own that ends the process.
+    """
 
     def terminate(_signal: int, _frame: FrameType | None) -> None:
         raise Terminated

@@ -50,13 +50,18 @@ def png(mean: NDArray[np.floating], name: str, count: int) -> bytes:
     return buffer.getvalue()
 
 
+SHADES = " ░▒▓█"
+
+
 def terminal(mean: NDArray[np.floating]) -> Text:
-    """A map [rows, columns] as coloured blocks, two characters a cell, scaled to its own range."""
+    """A map [rows, columns] as coloured shades, two characters a cell, scaled to its own range."""
     low, high = mean.min(), mean.max()
-    rgb = colours((mean - low) / (high - low) if high > low else np.zeros_like(mean))
-    text = Text()
-    for row in rgb:
-        for red, green, blue in row:
-            text.append("  ", style=f"on rgb({red},{green},{blue})")
-        text.append("\n")
-    return text
+    scaled = (mean - low) / (high - low) if high > low else np.zeros_like(mean)
+    lines = []
+    for values, rgb in zip(scaled, colours(scaled), strict=True):
+        line = Text()
+        for value, (red, green, blue) in zip(values, rgb, strict=True):
+            shade = SHADES[round(float(value) * (len(SHADES) - 1))]
+            line.append(2 * shade, style=f"rgb({red},{green},{blue})")
+        lines.append(line)
+    return Text("\n").join(lines)

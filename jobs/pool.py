@@ -75,7 +75,7 @@ def resources(execution: ExecutionConfig) -> Resources:
     replicas = execution.replicas or max(1, cpus // CORES_OF_A_CPU_REPLICA)
     cores = max(1, cpus // replicas)
     share = min(float(cores), cpus / replicas)
-    return Resources("cpu", replicas, share, 0, loader_cpus=0, ahead=2, threads=cores)
+    return Resources("cpu", replicas, share, 0, loader_cpus=0, ahead=1, threads=cores)
 
 
 @dataclass

@@ -63,8 +63,8 @@ def prepare(config: ExplainConfig) -> Prepared:
             problems.append(f"{what}: {error}")
             return None
 
-    input_options = attempt("--input-storage", lambda: _options(config.input.storage)) or {}
-    output_options = attempt("--output-storage", lambda: _options(config.output_storage)) or {}
+    input_options = attempt("--input-storage", lambda: read_options(config.input.storage)) or {}
+    output_options = attempt("--output-storage", lambda: read_options(config.output_storage)) or {}
     out = Location(config.out, output_options)
     attempt("--out", lambda: _check_writable(out))
     target = attempt("--target", lambda: Target.parse(config.method.target))
@@ -87,7 +87,7 @@ def prepare(config: ExplainConfig) -> Prepared:
     return Prepared(model, method, target, manifest, input_options, out, description)
 
 
-def _options(path: str | None) -> dict[str, Any]:
+def read_options(path: str | None) -> dict[str, Any]:
     """fsspec options from a JSON file; its content may be secret and appears in no message."""
     if path is None:
         return {}

@@ -82,9 +82,15 @@ class Feed:
         if upcoming is not None:
             wanted.extend((upcoming, run) for run in upcoming.batches(self.job.batch_size))
         for _ in runs:
-            while wanted and len(self.loading) < self.ahead:
-                self._submit(*wanted.popleft())
-            yield ray.get(self.loading.popleft().batch)
+            self._fill(wanted)
+            batch = ray.get(self.loading.popleft().batch)
+            # The place that this batch leaves is taken before the caller computes on it.
+            self._fill(wanted)
+            yield batch
+
+    def _fill(self, wanted: deque[tuple[Shard, range]]) -> None:
+        while wanted and len(self.loading) < self.ahead:
+            self._submit(*wanted.popleft())
 
     def _submit(self, shard: Shard, run: range) -> None:
         uris = self.rows(shard).column("uri").slice(run.start, len(run)).to_pylist()

@@ -8,6 +8,7 @@ class_heatmaps.parquet  class_heatmaps/<class>.png  summary.json
 """
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -75,6 +76,10 @@ class Run:
                 return pq.read_table(file, columns=columns)
 
         return part.attempt(read)
+
+    def read_class_heatmaps(self) -> pa.Table:
+        """The table of class heatmaps."""
+        return pq.read_table(io.BytesIO(self.class_heatmaps.read()))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Put summary.json in place of the one before."""

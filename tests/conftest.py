@@ -15,11 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 # `uv run` would make Ray's workers build an environment without the test dependencies.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+# The clusters of the tests listen on this machine only and live as long as the tests.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
+from jobs.config import ModelConfig
 from storage.locations import Location
 
 BUCKET = "tests"
@@ -147,3 +152,36 @@ def photos() -> Path:
     if not folder.is_dir():
         pytest.skip("no photographs: set SALIENCY_PHOTOS to a folder with one sub-folder a class")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster with four logical CPUs, shared by all tests; drivers connect and leave."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 small pictures of noise, JPEG and PNG, in three class folders."""
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    for number in range(60):
+        name = ("ant", "bee", "cat")[number % 3]
+        coarse = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((80 + number, 60 + number))
+        (folder / name).mkdir(exist_ok=True)
+        picture.save(folder / name / f"{number:03d}.{'png' if number % 5 == 0 else 'jpg'}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> ModelConfig:
+    """A ViT of 3 blocks on a 4 x 4 grid with random weights and 5 classes."""
+    arguments = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
+    return ModelConfig("vit_tiny_patch16_224", "random:0", model_args=json.dumps(arguments))

@@ -27,7 +27,7 @@ CLASSES = 6
 
 
 def build(family: str, dtype: torch.dtype = torch.float64) -> VitClassifier:
-    """A small model of `family` on a 4 x 5 grid whose weights and biases are large enough to matter."""
+    """A small model of `family` on a 4 x 5 grid, its weights and biases large enough to matter."""
     patch = 14 if "dinov2" in family else 16
     model = load_model(
         FAMILIES[family],
@@ -71,7 +71,7 @@ def reference_scores(
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest error over the reference map's range, which must be at least 1e-2 to prove anything."""
+    """Largest error over the reference map's range; a range under 1e-2 would prove nothing."""
     span = want.amax((-2, -1)) - want.amin((-2, -1))
     assert span.min() >= 1e-2
     return float(((got - want).abs().amax((-2, -1)) / span).max())

@@ -1,0 +1,86 @@
+"""`saliency demo`: draw a dataset with planted shortcuts, explain it, show what the model sees."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+
+from jobs import heatmaps, pictures
+from jobs.aggregate import read_means
+from jobs.config import (
+    ExecutionConfig,
+    Exit,
+    ExplainConfig,
+    InputConfig,
+    ModelConfig,
+)
+from jobs.explain import explain
+from jobs.prepare import read_options
+from storage.locations import Location
+from storage.runs import open_run
+from storage.schema import grid_of
+
+MODEL = Path(__file__).parent / "demo_model" / "model.safetensors"
+ARCHITECTURE = "vit_tiny_patch16_224"
+REPLICAS = 2
+WRITERS = 16
+
+
+def demo(out: str, images: int, output_storage: str | None, console: Console) -> Exit:
+    """Write the pictures to `out`/pictures and the run to `out`; repeated, it resumes."""
+    root = Location(out, read_options(output_storage))
+    console.print(
+        f"drawing {images} pictures of {len(pictures.CLASS_NAMES)} classes; half of "
+        f"'{pictures.WATERMARKED}' carry a watermark, most of '{pictures.STICKERED}' a sticker"
+    )
+    write_pictures(root.child("pictures"), images)
+    config = ExplainConfig(
+        model=ModelConfig(ARCHITECTURE, checkpoint=str(MODEL)),
+        out=out,
+        input=InputConfig(images=root.child("pictures").url, storage=output_storage),
+        execution=ExecutionConfig(replicas=REPLICAS),
+        output_storage=output_storage,
+    )
+    code = explain(config, console)
+    if code is Exit.COMPLETE:
+        show_class_heatmaps(root, console)
+    return code
+
+
+def write_pictures(folder: Location, count: int) -> None:
+    """`count` pictures, spread evenly over one sub-folder a class; the same each time."""
+
+    def write(number: int) -> None:
+        name = pictures.CLASS_NAMES[number % len(pictures.CLASS_NAMES)]
+        seed = number // len(pictures.CLASS_NAMES)
+        picture = pictures.draw(name, seed)
+        folder.child(name, f"{seed:05d}.jpg").create(pictures.jpeg(picture))
+
+    with ThreadPoolExecutor(WRITERS) as writers:
+        list(writers.map(write, range(count)))
+
+
+def show_class_heatmaps(root: Location, console: Console) -> None:
+    """Print the class heatmaps of the two planted classes and of a clean one beside them."""
+    table = open_run(root).read_class_heatmaps()
+    grid = grid_of(table.schema)
+    by_name = {heatmap.name: heatmap for heatmap in read_means(table)}
+    clean = next(
+        name
+        for name in pictures.CLASS_NAMES
+        if name not in (pictures.WATERMARKED, pictures.STICKERED)
+    )
+    captions = {
+        pictures.WATERMARKED: "watermarked",
+        pictures.STICKERED: "with a moving sticker",
+        clean: "clean",
+    }
+    panels = [
+        Panel.fit(heatmaps.terminal(by_name[name].mean.reshape(grid)), title=f"{name} ({kind})")
+        for name, kind in captions.items()
+        if name in by_name
+    ]
+    console.print("mean saliency of all images that the model calls so (brighter: more)")
+    console.print(Columns(panels))

@@ -1,0 +1,289 @@
+"""The whole job on a real Ray cluster: rows, resume, refusal, loss, and what bad images become."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from jobs.config import ExecutionConfig, Exit, ExplainConfig, InputConfig, MethodConfig, ModelConfig
+from jobs.explain import explain
+from storage.locations import Location
+from storage.runs import FingerprintMismatch, open_run
+
+ROWS = 60
+
+
+@pytest.fixture
+def config(
+    image_folder: Path, tiny_model: ModelConfig, ray_address: str, tmp_path: Path
+) -> ExplainConfig:
+    return ExplainConfig(
+        model=tiny_model,
+        out=str(tmp_path / "run"),
+        input=InputConfig(images=str(image_folder)),
+        execution=ExecutionConfig(address=ray_address, replicas=1, batch_size=8),
+    )
+
+
+def run(config: ExplainConfig) -> tuple[Exit, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = explain(config, console)
+    return code, console.file.getvalue()
+
+
+def rows_of(root: Location) -> list[dict]:
+    """All rows of a run in order of the manifest; maps as they are stored."""
+    stored = open_run(root)
+    tables = [stored.read_part(index) for index in sorted(stored.committed())]
+    return sorted(
+        (row for table in tables for row in table.to_pylist()),
+        key=lambda row: (row["row"], row["target_rank"] or 0),
+    )
+
+
+def part_bytes(root: Location) -> dict[str, bytes]:
+    folder = root.child("explanations")
+    return {name: folder.child(name).read() for name in folder.names()}
+
+
+def with_two_replicas(config: ExplainConfig) -> ExplainConfig:
+    return replace(config, execution=replace(config.execution, replicas=2))
+
+
+def many_images(source: str, folder: Path) -> InputConfig:
+    """Every image five times: enough shards for a run to be killed in its midst."""
+    for path in Path(source).rglob("*.*g"):
+        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
+        for copy in range(5):
+            shutil.copy(path, folder / path.parent.name / f"{copy}-{path.name}")
+    return InputConfig(images=str(folder))
+
+
+def command(config: ExplainConfig, log: Path) -> subprocess.Popen:
+    """The same run as a process of its own, as a user starts it."""
+    arguments = [
+        "explain", "--out", config.out, "--images", config.input.images,
+        "--model", config.model.name, "--checkpoint", config.model.checkpoint,
+        "--model-args", config.model.model_args, "--address", config.execution.address,
+        "--replicas", "2", "--batch-size", "8",
+    ]  # fmt: skip
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", *arguments], stdout=output, stderr=output
+        )
+
+
+def wait_for_parts(out: str, at_least: int, process: subprocess.Popen) -> None:
+    folder = Location(out).child("explanations")
+    while len(folder.names()) < at_least:
+        assert process.poll() is None
+        time.sleep(0.005)
+
+
+def test_local_and_s3_runs_hold_the_same_rows(config, s3, tmp_path):
+    options = tmp_path / "options.json"
+    options.write_text(json.dumps(s3.options))
+    uploaded = s3.location("images")
+    for path in sorted(Path(config.input.images).rglob("*.*g")):
+        name = path.relative_to(config.input.images).as_posix()
+        uploaded.child(*name.split("/")).create(path.read_bytes())
+    config = with_two_replicas(config)
+    on_s3 = replace(
+        config,
+        out=s3.url("run"),
+        input=InputConfig(images=s3.url("images"), storage=str(options)),
+        output_storage=str(options),
+    )
+    assert run(config)[0] is Exit.COMPLETE
+    assert run(on_s3)[0] is Exit.COMPLETE
+    here, there = rows_of(Location(config.out)), rows_of(s3.location("run"))
+    assert [row["row"] for row in here] == list(range(ROWS))
+    # Another manifest (its uris), so another run; everything else is the same to the last bit.
+    own = {"run", "uri"}
+    assert [{k: v for k, v in row.items() if k not in own} for row in here] == [
+        {k: v for k, v in row.items() if k not in own} for row in there
+    ]
+    for root in (Location(config.out), s3.location("run")):
+        stored = open_run(root)
+        assert stored.read_summary()["state"] == "complete"
+        assert stored.read_class_heatmaps()["count"].to_pylist()
+        assert root.child("class_heatmaps").names()
+        assert root.child("attempts").names() == ["1.json"]
+    assert "testing-secret" not in "".join(
+        s3.location("run").child(name).read().decode() for name in ("run.json", "summary.json")
+    )
+
+
+def test_a_killed_driver_is_resumed_to_the_same_parts(config, tmp_path):
+    images = many_images(config.input.images, tmp_path / "many")
+    config = with_two_replicas(replace(config, input=images))
+    undisturbed = replace(config, out=str(tmp_path / "undisturbed"))
+    assert run(undisturbed)[0] is Exit.COMPLETE
+    log = tmp_path / "log"
+    driver = command(config, log)
+    wait_for_parts(config.out, 2, driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    want = part_bytes(Location(undisturbed.out))
+    assert len(want) == 19
+    assert 2 <= len(part_bytes(Location(config.out))) < len(want)
+    assert command(config, log).wait() == Exit.COMPLETE, log.read_text()
+    assert part_bytes(Location(config.out)) == want
+    assert [row["row"] for row in rows_of(Location(config.out))] == list(range(5 * ROWS))
+    assert Location(config.out).child("attempts").names() == ["1.json", "2.json"]
+
+
+def test_sigterm_ends_the_run_with_143_and_it_can_be_resumed(config, tmp_path):
+    config = replace(config, input=many_images(config.input.images, tmp_path / "many"))
+    driver = command(config, tmp_path / "log")
+    wait_for_parts(config.out, 2, driver)
+    driver.terminate()
+    assert driver.wait(timeout=30) == Exit.TERMINATED, (tmp_path / "log").read_text()
+    assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
+    assert run(config)[0] is Exit.COMPLETE
+    assert [row["row"] for row in rows_of(Location(config.out))] == list(range(5 * ROWS))
+
+
+def test_a_finished_run_says_so_and_does_nothing(config):
+    assert run(config)[0] is Exit.COMPLETE
+    before = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*")}
+    code, told = run(config)
+    assert code is Exit.COMPLETE
+    assert "this run is finished; nothing to do" in told
+    assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*")} == before
+
+
+def test_another_fingerprint_is_refused_with_the_difference(config):
+    assert run(config)[0] is Exit.COMPLETE
+    other = replace(config, method=MethodConfig(block=-1))
+    with pytest.raises(
+        FingerprintMismatch, match=r"method\.block: run has -2, this command has -1"
+    ):
+        run(other)
+
+
+def test_replicas_and_batch_size_change_no_row(config):
+    assert run(config)[0] is Exit.COMPLETE
+    other = replace(
+        config,
+        out=config.out + "-other",
+        execution=replace(config.execution, replicas=1, batch_size=5),
+    )
+    assert run(other)[0] is Exit.COMPLETE
+    here, there = rows_of(Location(config.out)), rows_of(Location(other.out))
+    exact = ("run", "row", "image_id", "status", "target", "predicted", "label", "label_name")
+    for mine, theirs in zip(here, there, strict=True):
+        assert [mine[key] for key in exact] == [theirs[key] for key in exact]
+        span = mine["score_max"] - mine["score_min"]
+        assert theirs["score_max"] == pytest.approx(mine["score_max"], abs=1e-3 * span)
+
+
+def test_bad_images_are_rows_with_a_status(config, image_folder, tmp_path):
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    good = (folder / "ant" / "003.jpg").read_bytes()
+    (folder / "ant" / "text.jpg").write_text("this is no picture\n")
+    (folder / "ant" / "cut.jpg").write_bytes(good[: len(good) // 2])
+    (folder / "bee" / "empty.png").write_bytes(b"")
+    (folder / "bee" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    bad = replace(config, input=InputConfig(images=str(folder)))
+    tolerant = replace(bad, execution=replace(bad.execution, max_failed=0.2))
+    code, told = run(tolerant)
+    assert code is Exit.COMPLETE, told
+    rows = rows_of(Location(config.out))
+    assert len(rows) == ROWS + 4
+    failed = {row["image_id"]: row for row in rows if row["status"] != "ok"}
+    assert {name: row["status"] for name, row in failed.items()} == {
+        "ant/text.jpg": "undecodable",
+        "ant/cut.jpg": "truncated",
+        "bee/empty.png": "truncated",
+        "bee/gone.jpg": "missing",
+    }
+    for row in failed.values():
+        assert row["error"]
+        assert row["target"] is row["saliency"] is row["predicted"] is None
+    assert run(bad)[0] is Exit.TOO_MANY_FAILED
+    summary = open_run(Location(config.out)).read_summary()
+    assert summary["statuses"] == {"missing": 1, "ok": 60, "truncated": 2, "undecodable": 1}
+
+
+def test_too_many_failed_images_stop_the_run_and_a_larger_tolerance_finishes_it(config, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(200):
+        (folder / f"{number:03d}.jpg").write_bytes(b"nothing")
+    bad = replace(config, input=InputConfig(images=str(folder)))
+    code, told = run(bad)
+    assert code is Exit.TOO_MANY_FAILED
+    assert "more than --max-failed allows" in told
+    assert len(open_run(Location(config.out)).committed()) < 13
+    assert run(replace(bad, execution=replace(bad.execution, max_failed=1.0)))[0] is Exit.COMPLETE
+    assert {row["status"] for row in rows_of(Location(config.out))} == {"undecodable"}
+
+
+@pytest.mark.parametrize(("target", "per_image"), [("top:2", 2), ("all", 5)])
+def test_an_image_has_a_row_a_target(config, target, per_image):
+    several = replace(config, method=MethodConfig(target=target))
+    assert run(several)[0] is Exit.COMPLETE
+    rows = rows_of(Location(config.out))
+    assert len(rows) == ROWS * per_image
+    for first in range(0, len(rows), per_image):
+        ranks = rows[first : first + per_image]
+        assert [row["target_rank"] for row in ranks] == list(range(per_image))
+        assert len({row["target"] for row in ranks}) == per_image
+        assert ranks[0]["target"] == ranks[0]["predicted"]
+        odds = [row["target_probability"] for row in ranks]
+        assert odds == sorted(odds, reverse=True)
+
+
+def test_labels_that_are_classes_are_explained_and_grouped(config, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\ncat\ndog\neel\n")
+    labelled = replace(
+        config,
+        model=replace(config.model, class_names=str(names)),
+        method=MethodConfig(target="label"),
+    )
+    code, told = run(labelled)
+    assert code is Exit.COMPLETE
+    assert "labels are no class" not in told
+    rows = rows_of(Location(config.out))
+    assert all(row["target"] == row["label"] for row in rows)
+    assert {row["label_name"] for row in rows} == {"ant", "bee", "cat"}
+    heatmaps = open_run(Location(config.out)).read_class_heatmaps().to_pylist()
+    count = {(row["target_name"], row["group"]): row["count"] for row in heatmaps}
+    right = sum(row["predicted"] == row["label"] for row in rows)
+    assert sum(n for (_, group), n in count.items() if group == "all") == ROWS
+    assert sum(n for (_, group), n in count.items() if group == "correct") == right
+    assert sum(n for (_, group), n in count.items() if group == "incorrect") == ROWS - right
+
+
+def test_parts_are_parquet_with_the_shape_of_the_maps(config):
+    assert run(config)[0] is Exit.COMPLETE
+    stored = open_run(Location(config.out))
+    with stored.part(0).open() as file:
+        schema = pq.read_schema(file)
+    metadata = {key.decode(): value.decode() for key, value in schema.metadata.items()}
+    assert metadata["grid"] == "4x4"
+    assert metadata["device"] == "cpu"
+    assert metadata["precision"] == "float32"
+    assert metadata["batch_size"] == "8"
+    assert metadata["run"] == stored.id
+
+
+def test_a_dry_run_writes_nothing(config):
+    code, told = run(replace(config, execution=replace(config.execution, dry_run=True)))
+    assert code is Exit.COMPLETE
+    assert "60 images in 4 shards" in told
+    assert not any(Path(config.out).rglob("*.json"))
+    assert os.listdir(config.out) == []

@@ -1,0 +1,178 @@
+"""A bad configuration is told whole, before Ray starts; a good one becomes run.json."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from jobs.config import (
+    ConfigurationError,
+    ExecutionConfig,
+    ExplainConfig,
+    InputConfig,
+    MethodConfig,
+)
+from jobs.config import ModelConfig as Model
+from jobs.prepare import prepare
+
+
+@pytest.fixture
+def config(image_folder: Path, tiny_model: Model, tmp_path: Path) -> ExplainConfig:
+    return ExplainConfig(
+        model=tiny_model, out=str(tmp_path / "run"), input=InputConfig(images=str(image_folder))
+    )
+
+
+def problems(config: ExplainConfig) -> list[str]:
+    with pytest.raises(ConfigurationError) as caught:
+        prepare(config)
+    assert not ray.is_initialized()
+    return caught.value.problems
+
+
+def test_every_problem_is_told_at_once(config, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    bad = replace(
+        config,
+        model=Model("vit_smal_patch16_224", "random:0"),
+        out=str(blocked / "run"),
+        input=InputConfig(images=str(tmp_path / "nowhere")),
+        method=MethodConfig(target="best"),
+        execution=ExecutionConfig(replicas=0, batch_size=0, max_failed=2),
+    )
+    found = problems(bad)
+    assert len(found) == 7
+    for start, part in [
+        ("--replicas", "must be at least 1; got 0"),
+        ("--batch-size", "must be at least 1; got 0"),
+        ("--max-failed", "a share from 0 to 1; got 2"),
+        ("--out", f"cannot write to {blocked}/run"),
+        ("--target", "must be predicted, label, top:K"),
+        ("input", "nowhere"),
+        ("--model", "nearest: vit_small_patch16_224"),
+    ]:
+        assert any(line.startswith(start) and part in line for line in found), (start, found)
+
+
+def test_images_and_manifest_exclude_each_other(config):
+    rule = "give one of --images and --manifest; got"
+    assert problems(replace(config, input=InputConfig())) == [f"{rule} none"]
+    both = InputConfig(images="a", manifest="b.csv")
+    assert problems(replace(config, input=both)) == [f"{rule} images and manifest"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("absent.csv", None, "absent.csv"),
+        ("table.csv", "name,label\na.jpg,b\n", "column"),
+        ("table.parquet", "no parquet at all", "table.parquet"),
+        ("table.xlsx", "x", "table.xlsx"),
+        ("twice.csv", "uri\na.jpg\na.jpg\n", "a.jpg"),
+        ("empty.csv", "uri\n", "empty.csv"),
+    ],
+)
+def test_bad_manifests(config, tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    (line,) = problems(replace(config, input=InputConfig(manifest=str(path))))
+    assert message in line
+
+
+def test_a_folder_without_images(config, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (line,) = problems(replace(config, input=InputConfig(images=str(tmp_path / "empty"))))
+    assert "no images in" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "random:x"}, "random weights are asked for as random:SEED; got random:x"),
+        ({"checkpoint": "nowhere.safetensors"}, "there is no file at nowhere.safetensors"),
+        ({"class_names": "nowhere.txt"}, "nowhere.txt"),
+        ({"model_args": "[1]"}, "--model-args must be a JSON object; got [1]"),
+        ({"model_args": "{"}, "--model"),
+        ({"name": "vit_base_patch16_siglip_224", "model_args": None}, "pools by 'map'"),
+        ({"name": "vit_small_patch14_dinov2", "model_args": None}, "has no classifier"),
+    ],
+)
+def test_bad_models(config, change, message):
+    (line,) = problems(replace(config, model=replace(config.model, **change)))
+    assert message in line
+
+
+def test_methods_without_a_fast_exact_form(config):
+    kept = MethodConfig(residual="kept")
+    (line,) = problems(replace(config, method=kept))
+    assert line.startswith("method: the kept residual at block -2 has no fast exact form")
+    many = MethodConfig(target="top:9")
+    (line,) = problems(replace(config, method=many))
+    assert "top:9 asks for more classes than the model's 5" in line
+
+
+def test_target_label_needs_labels_that_are_classes(config):
+    (line,) = problems(replace(config, method=MethodConfig(target="label")))
+    assert "60 of 60 have none, such as ['ant', 'bee', 'cat']" in line
+    assert prepare(config).labels_unknown == 60
+
+
+def test_options_are_read_from_json_and_shown_nowhere(config, tmp_path):
+    options = tmp_path / "options.json"
+    options.write_text('{"key": "top-secret"')
+    (line,) = problems(replace(config, output_storage=str(options)))
+    assert "is not JSON" in line
+    assert "top-secret" not in line
+    options.write_text('{"key": "top-secret"}')
+    prepared = prepare(replace(config, output_storage=str(options)))
+    assert "top-secret" not in json.dumps(prepared.description) + repr(prepared.out)
+    assert str(options) not in json.dumps(prepared.description)
+
+
+def test_the_fingerprint_holds_what_changes_a_row_and_nothing_else(config, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\ne\n")
+    base = prepare(config).description["fingerprint"]
+    same = replace(config, execution=ExecutionConfig(replicas=3, batch_size=7, device="cpu"))
+    assert prepare(same).description["fingerprint"] == base
+    assert prepare(replace(config, out=config.out + "2")).description["fingerprint"] == base
+    model = config.model
+    arguments = json.loads(model.model_args)
+    others = [
+        replace(config, model=replace(model, checkpoint="random:1")),
+        replace(config, model=replace(model, class_names=str(names))),
+        replace(config, model=replace(model, mean=(0.1, 0.2, 0.3))),
+        replace(config, model=replace(model, interpolation="bilinear")),
+        # The number of heads leaves every weight as it is, and changes every map.
+        replace(config, model=replace(model, model_args=json.dumps(arguments | {"num_heads": 4}))),
+        replace(config, method=MethodConfig(block=-1)),
+        replace(config, method=MethodConfig(mask="1x1")),
+        replace(config, method=MethodConfig(score="logit")),
+        replace(config, method=MethodConfig(target="top:2")),
+    ]
+    found = {prepare(other).description["fingerprint"] for other in others}
+    assert len(found | {base}) == len(others) + 1
+
+
+def test_manifests_of_every_format_plan_the_same_rows(config, image_folder, tmp_path):
+    files = sorted(image_folder.rglob("*.*g"), key=lambda path: path.relative_to(image_folder))
+    table = pa.table(
+        {
+            "image_id": [path.relative_to(image_folder).as_posix() for path in files],
+            "uri": [str(path) for path in files],
+            "label": [path.parent.name for path in files],
+        }
+    )
+    pq.write_table(table, tmp_path / "m.parquet")
+    table.to_pandas().to_csv(tmp_path / "m.csv", index=False)
+    digests = {prepare(config).manifest.digest}
+    for name in ("m.parquet", "m.csv"):
+        from_file = replace(config, input=InputConfig(manifest=str(tmp_path / name)))
+        digests.add(prepare(from_file).manifest.digest)
+    assert len(digests) == 1

@@ -1,0 +1,96 @@
+"""The worker as a plain object: rows equal what the explainer says, one batch after the other."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from explainer import ReciproCam, Target, explain, load_model
+from explainer.maps import statistics
+from jobs.loader import Batch, load_batch
+from jobs.plan import Shard
+from jobs.worker import ExplainWorker, Job
+from storage.locations import Location
+from storage.manifests import encode, read_folder, read_rows
+from storage.runs import open_or_create
+from storage.schema import maps_to_numpy
+
+ARGUMENTS = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
+
+
+@pytest.fixture
+def job(image_folder: Path, tmp_path: Path) -> Job:
+    run = open_or_create(Location(str(tmp_path / "run")), {"fingerprint_of": {"a": 1}})
+    run.manifest.create(encode(read_folder(Location(str(image_folder))), 16))
+    return Job(
+        model=load_model("vit_tiny_patch16_224", seed=0, model_args=ARGUMENTS),
+        method=ReciproCam(),
+        target=Target("top", 2),
+        run=run,
+        run_id=run.id,
+        manifest=run.manifest,
+        input_options={},
+        batch_size=4,
+        device="cpu",
+        threads=None,
+    )
+
+
+def batches(job: Job, shard: Shard) -> list[Batch]:
+    uris = read_rows(job.manifest, shard.start, shard.stop).column("uri").to_pylist()
+    return [
+        load_batch([uris[i] for i in run], {}, job.model.preprocessing)
+        for run in shard.batches(job.batch_size)
+    ]
+
+
+def test_rows_equal_what_the_explainer_says(job):
+    shard = Shard(1, 16, 26)
+    rows = read_rows(job.manifest, 16, 26)
+    loaded = batches(job, shard)
+    report = ExplainWorker(job).explain_shard(shard, rows, loaded)
+    assert report.created
+    assert report.statuses == {"ok": 10}
+    table = job.run.read_part(1)
+    assert table["row"].to_pylist() == [row for row in range(16, 26) for _ in range(2)]
+    maps = maps_to_numpy(table["saliency"], job.model.grid)
+    place = 0
+    for batch in loaded:
+        crops = torch.from_numpy(batch.crops)
+        want = explain(job.model, crops, target="top:2")
+        rows_here = slice(place, place + 2 * len(crops))
+        np.testing.assert_array_equal(
+            maps[rows_here], want.saliency.flatten(0, 1).half().numpy(), strict=True
+        )
+        part = table.slice(place, 2 * len(crops))
+        assert part["target"].to_pylist() == want.targets.flatten().tolist()
+        assert part["score_max"].to_pylist() == want.scores.flatten(0, 1).amax((-2, -1)).tolist()
+        described = statistics(want.saliency.flatten(0, 1))
+        assert part["peak_row"].to_pylist() == described.peak_row.tolist()
+        assert part["peak_col"].to_pylist() == described.peak_column.tolist()
+        place += 2 * len(crops)
+    assert place == table.num_rows
+
+
+def test_a_second_worker_leaves_the_part_as_it_is(job):
+    shard = Shard(0, 0, 16)
+    rows, loaded = read_rows(job.manifest, 0, 16), batches(job, shard)
+    assert ExplainWorker(job).explain_shard(shard, rows, loaded).created
+    first = job.run.part(0).read()
+    assert not ExplainWorker(job).explain_shard(shard, rows, loaded).created
+    assert job.run.part(0).read() == first
+
+
+def test_a_batch_without_a_single_good_image_is_rows_too(job):
+    shard = Shard(0, 0, 4)
+    rows = read_rows(job.manifest, 0, 4)
+    nothing = load_batch(
+        ["/nowhere/a.jpg", None, "/nowhere/b.jpg", ""], {}, job.model.preprocessing
+    )
+    report = ExplainWorker(job).explain_shard(shard, rows, [nothing])
+    assert report.statuses == {"missing": 4}
+    table = job.run.read_part(0)
+    assert table["status"].to_pylist() == ["missing"] * 4
+    assert table["saliency"].null_count == table["target"].null_count == 4
+    assert table["image_id"].to_pylist() == rows["image_id"].to_pylist()

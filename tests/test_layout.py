@@ -1,0 +1,87 @@
+"""The house: who may know whom, what is ours, and that docs and pins say what is so."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from storage import schema
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("jobs", "explainer", "storage")
+RAY_ROOMS = {"pool.py", "replica.py", "explain.py"}
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names of everything that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("package", "strangers"),
+    [
+        ("explainer", {"jobs", "storage", "ray", "pyarrow", "fsspec", "s3fs"}),
+        ("storage", {"jobs", "explainer", "ray", "torch", "timm"}),
+    ],
+)
+def test_explainer_and_storage_know_neither_each_other_nor_ray(package, strangers):
+    for path in (ROOT / package).rglob("*.py"):
+        assert not imports(path) & strangers, path
+
+
+def test_only_the_pool_the_replica_and_the_run_know_ray():
+    knowing = {path.name for path in (ROOT / "jobs").glob("*.py") if "ray" in imports(path)}
+    assert knowing <= RAY_ROOMS
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_generic_package_names_are_ours(package):
+    assert set(importlib.metadata.packages_distributions()[package]) == {"saliency-jobs"}
+    assert Path(importlib.util.find_spec(package).origin).is_relative_to(ROOT)
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_what_is_installed_is_what_is_pinned():
+    project = pyproject()
+    pinned = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    pinned += project["tool"]["uv"]["constraint-dependencies"]
+    versions = {}
+    for requirement in pinned:
+        match = re.fullmatch(r"([\w.-]+)(?:\[\w+\])?==(\S+)", requirement)
+        assert match, f"{requirement} is no exact version"
+        versions[match[1].lower().replace("_", "-")] = match[2]
+    own = {"saliency-jobs", "pip", "setuptools"}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.name.lower().replace("_", "-")
+        if name not in own:
+            assert versions.get(name) == distribution.version, name
+
+
+def test_the_readme_is_short_and_its_columns_are_the_schema():
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) < 150
+    table = schema.markdown(schema.explanations((14, 14)))
+    assert table.replace("float16[196]", "float16[h*w]") in readme
+
+
+def test_cluster_yaml_is_a_valid_ray_launcher_file():
+    import yaml
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    version = next(d for d in pyproject()["project"]["dependencies"] if d.startswith("ray"))
+    assert version.partition("==")[2] in (ROOT / "cluster.yaml").read_text()
