@@ -5,7 +5,8 @@ model = load_model("deit_small_patch16_224")
 maps = explain(model, crops).saliency  # uint8 [batch, 3, h, w] -> [batch, targets, rows, columns]
 """
 
-from explainer.models import VitClassifier, load_model
+from explainer.loading import load_model
+from explainer.models import VitClassifier
 from explainer.preprocess import decode
 from explainer.reciprocam import Explanation, ReciproCam, explain
 from explainer.scores import Target

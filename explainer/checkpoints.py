@@ -3,7 +3,7 @@
 import argparse
 import io
 import json
-import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,13 +30,32 @@ class Checkpoint:
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """timm's pretrained_cfg with its label names, nested or flat in config.json, else empty."""
-        nested = dict(self.config.get("pretrained_cfg", self.config))
+        cfg = dict(self.config.get("pretrained_cfg") or self.config)
         for key in ("label_names", "num_classes"):
-            if key in self.config:
-                nested[key] = self.config[key]
+            cfg[key] = self.config.get(key, cfg.get(key))
         if "class_names" in self.metadata:
-            nested["label_names"] = json.loads(self.metadata["class_names"])
-        return nested
+            cfg["label_names"] = _names(self.metadata["class_names"])
+        return {key: value for key, value in cfg.items() if value is not None}
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        """timm's model arguments in config.json, with the input size that the weights are for."""
+        args = dict(self.config.get("model_args") or {})
+        cfg = self.pretrained_cfg
+        if cfg.get("fixed_input_size") and "input_size" in cfg:
+            args.setdefault("img_size", list(cfg["input_size"][-2:]))
+        return args
+
+
+def _names(text: str) -> list[str]:
+    """Class names from safetensors' metadata, which holds only text: a JSON list."""
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"metadata 'class_names' must be a JSON list of names; got {text!r}")
+    return names
 
 
 def read_checkpoint(data: bytes, name: str, config: bytes | None = None) -> Checkpoint:
@@ -72,8 +91,9 @@ def _read_torch(data: bytes, name: str) -> Mapping[str, Tensor]:
         # timm's training checkpoints hold their arguments as a Namespace, which is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # torch raises whatever damaged bytes lead it into
+        stranger = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds {stranger[1]}" if stranger else f"{type(error).__name__}: {error}"[:80]
         raise CheckpointError(
             f"{name} is not readable by torch with weights_only (nothing else is tried, because "
             f"other pickles can run code): {reason}"
@@ -83,7 +103,7 @@ def _read_torch(data: bytes, name: str) -> Mapping[str, Tensor]:
             content = content[key]
             break
     tensors = isinstance(content, Mapping) and all(
-        isinstance(value, Tensor) for value in content.values()
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()
     )
     if not tensors:
         raise CheckpointError(
@@ -101,5 +121,10 @@ def _read_config(config: bytes | None, name: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"config.json beside {name} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"config.json beside {name} must hold an object; got {type(content)}")
+        raise CheckpointError(
+            f"config.json beside {name} must hold an object; got {type(content).__name__}"
+        )
+    for key in ("pretrained_cfg", "model_args"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise CheckpointError(f"config.json beside {name}: {key} must be an object")
     return content

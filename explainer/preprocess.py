@@ -5,6 +5,8 @@ uint8 and are normalised on the device, which is bit-identical to timm's float32
 """
 
 import io
+import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,6 +19,9 @@ from PIL import Image, UnidentifiedImageError
 from timm.data import create_transform
 from torch import Tensor
 
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -28,6 +33,22 @@ class Preprocessing:
     crop_pct: float
     crop_mode: str
     interpolation: str
+
+    def __post_init__(self) -> None:
+        """Refuse what would make every image of a run fail. Raises ValueError."""
+        rules = {
+            "mean": (len(self.mean) == 3, "three numbers"),
+            "std": (len(self.std) == 3 and min(self.std) > 0, "three numbers above 0"),
+            "crop_pct": (self.crop_pct > 0, "above 0"),
+            "crop_mode": (self.crop_mode in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
+            "interpolation": (
+                self.interpolation in INTERPOLATIONS,
+                f"one of {', '.join(INTERPOLATIONS)}",
+            ),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ValueError(f"{name} must be {rule}; got {getattr(self, name)!r}")
 
     def normalise(
         self, crops: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype
@@ -70,9 +91,12 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
     """
     if not data:
         return Decoded("truncated", "the file is empty (0 bytes)")
+    transform = _transform(preprocessing)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return _crop(image, preprocessing)
+        # Pillow warns of what it reads on regardless, without saying in which file.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            _refuse_elongated(image, preprocessing)
+            return _crop(image, transform)
     except UnidentifiedImageError:
         return Decoded("undecodable", "no image format that Pillow reads")
     except Image.DecompressionBombError as error:
@@ -87,9 +111,26 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
         return Decoded(status, message)
 
 
-def _crop(image: Image.Image, preprocessing: Preprocessing) -> Decoded:
-    """Crop an opened image; its format and mode are read before conversion to RGB changes them."""
-    pixels = np.asarray(_transform(preprocessing)(image.convert("RGB")))
+def _refuse_elongated(image: Image.Image, preprocessing: Preprocessing) -> None:
+    """Hold the size to which timm's transform resizes against Pillow's limit for an opened image.
+
+    In crop mode center a line of 1 x 50,000 pixels would be resized to 256 x 12,800,000.
+    """
+    if preprocessing.crop_mode != "center" or Image.MAX_IMAGE_PIXELS is None:
+        return
+    height, width = (math.floor(side / preprocessing.crop_pct) for side in preprocessing.input_size)
+    scale = max(height / image.height, width / image.width)
+    pixels = round(image.height * image.width * scale**2)
+    if pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+            f"{image.width} x {image.height} pixels would be resized to {pixels} pixels, more than "
+            f"{2 * Image.MAX_IMAGE_PIXELS}"
+        )
+
+
+def _crop(image: Image.Image, transform: Callable[[Image.Image], Tensor]) -> Decoded:
+    stored = image.mode  # what image.convert loads can change it
+    pixels = np.asarray(transform(image.convert("RGB")))
     luminance = np.tensordot(_LUMINANCE, pixels, axes=1) / np.float32(255)
     red, green, blue = pixels.mean(axis=(1, 2)) / 255
     return Decoded(
@@ -98,7 +139,7 @@ def _crop(image: Image.Image, preprocessing: Preprocessing) -> Decoded:
         width=image.width,
         height=image.height,
         format=image.format,
-        mode=image.mode,
+        mode=stored,
         has_exif="exif" in image.info,
         jpeg_quality=_jpeg_quality(image),
         mean=(float(red), float(green), float(blue)),
@@ -139,10 +180,10 @@ _LUMINANCE_SUM = 3688
 
 def _jpeg_quality(image: Image.Image) -> int | None:
     """libjpeg's quality, inverted from the sum of the luminance table; None for other formats."""
-    tables = getattr(image, "quantization", None)
-    if image.format != "JPEG" or not tables:
+    luminance = getattr(image, "quantization", {}).get(0)  # MPO files, which phones write, too
+    if not luminance:
         return None
-    percent = 100 * sum(tables[0]) / _LUMINANCE_SUM
+    percent = 100 * sum(luminance) / _LUMINANCE_SUM
     quality = (200 - percent) / 2 if percent <= 100 else 5000 / percent
     return int(min(100, max(1, round(quality))))
 

@@ -50,7 +50,7 @@ def run(command: ExplainConfig | Demo) -> Exit:
     set_ray_environment(command.execution.address if isinstance(command, ExplainConfig) else None)
     from jobs.pool import ClusterError
     from storage.locations import StorageUnavailable
-    from storage.runs import FingerprintMismatch
+    from storage.runs import FingerprintMismatch, NotARun
 
     try:
         if isinstance(command, Demo):
@@ -64,7 +64,7 @@ def run(command: ExplainConfig | Demo) -> Exit:
         for problem in error.problems:
             console.print(problem, markup=False, style="red")
         return Exit.BAD_INPUT
-    except FingerprintMismatch as error:
+    except (FingerprintMismatch, NotARun) as error:
         console.print(str(error), markup=False, style="red")
         return Exit.BAD_INPUT
     except (StorageUnavailable, ClusterError) as error:

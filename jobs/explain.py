@@ -4,7 +4,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -67,6 +67,7 @@ def explain(config: ExplainConfig, console: Console) -> Exit:
         summary.tell_finished(console, run, finished)
         return code
 
+    summary.warn_unless_conditional(console, run)
     run.manifest.create(encode(prepared.manifest, prepared.description["shard_size"]))
     attempt = dispatch(prepared, config, run, todo, console)
     if attempt.stopped is None and not remaining(planned, run.committed()):
@@ -109,8 +110,6 @@ def _pool(prepared: Prepared, config: ExplainConfig, run: Run) -> Pool:
         method=prepared.method,
         target=prepared.target,
         run=run,
-        run_id=run.id,
-        manifest=run.manifest,
         input_options=prepared.input_options,
         batch_size=config.execution.batch_size,
         device=need.device,
@@ -123,17 +122,18 @@ def _watch(
     pool: Pool, todo: list[Shard], attempt: Attempt, progress: RunProgress, tolerated: float
 ) -> None:
     """Count what comes back until all shards are settled or too many images have failed."""
-    for outcome in pool.explain(todo):
-        if isinstance(outcome, ShardFailure):
-            attempt.failures.append(outcome)
-        elif outcome is not None:
-            attempt.add(outcome)
-            failed = outcome.shard.rows - outcome.statuses.get("ok", 0)
-            progress.advance(outcome.shard.rows, failed)
-        progress.show(len(pool.replicas), pool.resources.replicas)
-        if attempt.failed_images > tolerated:
-            attempt.stopped = Exit.TOO_MANY_FAILED
-            break
+    with closing(pool.explain(todo)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, ShardFailure):
+                attempt.failures.append(outcome)
+            elif outcome is not None:
+                attempt.add(outcome)
+                failed = outcome.shard.rows - outcome.statuses.get("ok", 0)
+                progress.advance(outcome.shard.rows, failed)
+            progress.show(len(pool.replicas), pool.resources.replicas)
+            if attempt.failed_images > tolerated:
+                attempt.stopped = Exit.TOO_MANY_FAILED
+                return
 
 
 def publish_class_heatmaps(

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,7 +100,7 @@ class Pool:
     _calls: dict["ObjectRef[Any]", _Member] = field(default_factory=dict)
     _losses: int = 0
 
-    def explain(self, shards: list[Shard]) -> Iterator[ShardReport | ShardFailure | None]:
+    def explain(self, shards: list[Shard]) -> Generator[ShardReport | ShardFailure | None]:
         """Yield a report or a failure for every shard as they end, and None where time passes.
 
         Leaving the iterator early ends all replicas. Raises ClusterError where no replica starts

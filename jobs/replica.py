@@ -70,7 +70,7 @@ class Feed:
     def rows(self, shard: Shard) -> pa.Table:
         """The shard's manifest rows, read once."""
         if shard.index not in self.known_rows:
-            rows = read_rows(self.job.manifest, shard.start, shard.stop)
+            rows = read_rows(self.job.run.manifest, shard.start, shard.stop)
             self.known_rows[shard.index] = rows
         return self.known_rows[shard.index]
 

@@ -16,6 +16,7 @@ from jobs.config import Exit, ExplainConfig
 from jobs.plan import Shard, remaining
 from jobs.pool import Resources
 from jobs.prepare import Prepared
+from storage.locations import creates_conditionally
 from storage.runs import Run
 
 if TYPE_CHECKING:
@@ -130,6 +131,16 @@ def tell_plan(console: Console, prepared: Prepared, planned: list[Shard]) -> Non
         console.print(
             f"{prepared.labels_unknown} of {prepared.rows} labels are no class of the model: they "
             "stay in label_name, with a null label",
+        )
+
+
+def warn_unless_conditional(console: Console, run: Run) -> None:
+    """Say where the store does not keep two writers of one part apart."""
+    if not creates_conditionally(run.root.child("run.json")):
+        console.print(
+            f"warning: the store of {run.root} does not refuse to create an object twice; run "
+            "only one driver at a time on this run",
+            markup=False,
         )
 
 

@@ -16,7 +16,6 @@ from explainer.preprocess import Decoded
 from jobs.loader import Batch
 from jobs.plan import Shard
 from storage import schema
-from storage.locations import Location
 from storage.runs import Run
 
 
@@ -28,8 +27,6 @@ class Job:
     method: ReciproCam
     target: Target
     run: Run
-    run_id: str
-    manifest: Location
     input_options: Mapping[str, Any]
     batch_size: int
     device: str
@@ -85,7 +82,7 @@ class ExplainWorker:
     def _metadata(self, shard: Shard) -> dict[str, str]:
         """What may differ between parts of one run, or helps to read a part by itself."""
         return {
-            "run": self.job.run_id,
+            "run": self.job.run.id,
             "shard": str(shard.index),
             "device": _device_name(self.device),
             "precision": "float32",
@@ -131,7 +128,7 @@ class ExplainWorker:
         label = manifest_row["label"]
         red, green, blue = image.mean or (None, None, None)
         return {
-            "run": self.job.run_id,
+            "run": self.job.run.id,
             "row": row,
             "image_id": manifest_row["image_id"],
             "uri": manifest_row["uri"],

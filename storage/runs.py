@@ -30,6 +30,10 @@ class FingerprintMismatch(ValueError):  # noqa: N818 - it is a comparison's outc
     """The directory holds another run; the message lists every setting that differs."""
 
 
+class NotARun(ValueError):  # noqa: N818 - it is a statement about a directory
+    """The directory holds no run, or a run.json that this program did not write."""
+
+
 class Run:
     """One run at one location, and its description as run.json has it."""
 
@@ -105,7 +109,7 @@ def open_or_create(root: Location, description: Mapping[str, Any]) -> Run:
     `description` needs "fingerprint_of": all that changes a row, as nested plain JSON; its
     fingerprint, the schema version and the time are added. On a resume the description is the
     stored one, whose shard size rules. Raises FingerprintMismatch for another run's directory,
-    ValueError where run.json is none.
+    NotARun where run.json is none.
     """
     described = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -116,25 +120,25 @@ def open_or_create(root: Location, description: Mapping[str, Any]) -> Run:
     if not root.child("run.json").create(_encode(described)):
         stored = read_description(root)
         if stored is None:
-            raise ValueError(f"{root}: run.json was there and is gone: is somebody removing it?")
+            raise NotARun(f"{root}: run.json was there and is gone: is somebody removing it?")
         _compare(root, stored, described)
         described = stored
     return Run(root, described)
 
 
 def open_run(root: Location) -> Run:
-    """The run at `root`. Raises ValueError where there is none."""
+    """The run at `root`. Raises NotARun where there is none."""
     description = read_description(root)
     if description is None:
-        raise ValueError(f"{root} holds no run (no run.json): name the --out of `saliency explain`")
+        raise NotARun(f"{root} holds no run (no run.json): name the --out of `saliency explain`")
     return Run(root, description)
 
 
 def read_description(root: Location) -> dict[str, Any] | None:
-    """run.json at `root`; None where there is none, ValueError where it describes no run."""
+    """run.json at `root`; None where there is none, NotARun where it describes no run."""
     description = _read_json(root.child("run.json"))
     if description is not None and not isinstance(description.get("fingerprint_of"), dict):
-        raise ValueError(f"{root}: run.json has no fingerprint_of, so it is not of this program")
+        raise NotARun(f"{root}: run.json has no fingerprint_of, so it is not of this program")
     return description
 
 
@@ -191,7 +195,7 @@ def _read_json(location: Location) -> dict[str, Any] | None:
     try:
         value = json.loads(data)
     except ValueError as error:
-        raise ValueError(f"{location} is no JSON ({error}): was it edited?") from error
+        raise NotARun(f"{location} is no JSON ({error}): was it edited?") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{location} holds no JSON object: was it edited?")
+        raise NotARun(f"{location} holds no JSON object: was it edited?")
     return value

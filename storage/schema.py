@@ -54,7 +54,7 @@ def explanations(grid: tuple[int, int]) -> pa.Schema:
         _field("probability", pa.float32(), "softmax probability of the predicted class"),
         _field("target", pa.int32(), "class index that the map explains"),
         _field("target_name", pa.string(), "name of the explained class"),
-        _field("target_kind", pa.string(), "why this class: predicted, label, top-k, all, ..."),
+        _field("target_kind", pa.string(), "why this class: predicted, label, top or all"),
         _field("target_rank", pa.int16(), "number of the target among the image's targets, from 0"),
         _field("target_probability", pa.float32(), "softmax probability of the explained class"),
         _field(

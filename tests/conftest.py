@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a real S3 server, places to write to, photographs."""
 
+import io
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 # `uv run` would make Ray's workers build an environment without the test dependencies.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 # The clusters of the tests listen on this machine only and live as long as the tests.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
-from jobs.config import ModelConfig
+from jobs.config import ExecutionConfig, Exit, ExplainConfig, InputConfig, ModelConfig
 from storage.locations import Location
 
 BUCKET = "tests"
@@ -185,3 +187,42 @@ def tiny_model() -> ModelConfig:
     """A ViT of 3 blocks on a 4 x 4 grid with random weights and 5 classes."""
     arguments = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
     return ModelConfig("vit_tiny_patch16_224", "random:0", model_args=json.dumps(arguments))
+
+
+@pytest.fixture(scope="session")
+def run_job() -> Callable[[ExplainConfig], tuple[Exit, str]]:
+    """Runs a job in this process: its exit code, and what it told."""
+    from jobs.explain import explain
+
+    def run(config: ExplainConfig) -> tuple[Exit, str]:
+        console = Console(file=io.StringIO(), width=200)
+        code = explain(config, console)
+        return code, console.file.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_config(
+    image_folder: Path,
+    tiny_model: ModelConfig,
+    ray_address: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ExplainConfig:
+    """60 images, 4 shards, one CPU replica."""
+    return ExplainConfig(
+        model=tiny_model,
+        out=str(tmp_path_factory.mktemp("finished") / "run"),
+        input=InputConfig(images=str(image_folder)),
+        execution=ExecutionConfig(address=ray_address, replicas=1, batch_size=8),
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(
+    small_config: ExplainConfig, run_job: Callable[[ExplainConfig], tuple[Exit, str]]
+) -> ExplainConfig:
+    """The configuration of a run that is complete; tests leave it as it is."""
+    code, told = run_job(small_config)
+    assert code is Exit.COMPLETE, told
+    return small_config

@@ -1,22 +1,22 @@
 """The whole job on a real Ray cluster: rows, resume, refusal, loss, and what bad images become."""
 
-import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
-from jobs.config import ExecutionConfig, Exit, ExplainConfig, InputConfig, MethodConfig, ModelConfig
-from jobs.explain import explain
+from jobs.config import Exit, ExplainConfig, InputConfig, MethodConfig
 from storage.locations import Location
 from storage.runs import FingerprintMismatch, open_run
 
@@ -24,21 +24,8 @@ ROWS = 60
 
 
 @pytest.fixture
-def config(
-    image_folder: Path, tiny_model: ModelConfig, ray_address: str, tmp_path: Path
-) -> ExplainConfig:
-    return ExplainConfig(
-        model=tiny_model,
-        out=str(tmp_path / "run"),
-        input=InputConfig(images=str(image_folder)),
-        execution=ExecutionConfig(address=ray_address, replicas=1, batch_size=8),
-    )
-
-
-def run(config: ExplainConfig) -> tuple[Exit, str]:
-    console = Console(file=io.StringIO(), width=200)
-    code = explain(config, console)
-    return code, console.file.getvalue()
+def config(small_config: ExplainConfig, tmp_path: Path) -> ExplainConfig:
+    return replace(small_config, out=str(tmp_path / "run"))
 
 
 def rows_of(root: Location) -> list[dict]:
@@ -90,7 +77,7 @@ def wait_for_parts(out: str, at_least: int, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-def test_local_and_s3_runs_hold_the_same_rows(config, s3, tmp_path):
+def test_local_and_s3_runs_hold_the_same_rows(run_job, config, s3, tmp_path):
     options = tmp_path / "options.json"
     options.write_text(json.dumps(s3.options))
     uploaded = s3.location("images")
@@ -104,8 +91,8 @@ def test_local_and_s3_runs_hold_the_same_rows(config, s3, tmp_path):
         input=InputConfig(images=s3.url("images"), storage=str(options)),
         output_storage=str(options),
     )
-    assert run(config)[0] is Exit.COMPLETE
-    assert run(on_s3)[0] is Exit.COMPLETE
+    assert run_job(config)[0] is Exit.COMPLETE
+    assert run_job(on_s3)[0] is Exit.COMPLETE
     here, there = rows_of(Location(config.out)), rows_of(s3.location("run"))
     assert [row["row"] for row in here] == list(range(ROWS))
     # Another manifest (its uris), so another run; everything else is the same to the last bit.
@@ -124,11 +111,11 @@ def test_local_and_s3_runs_hold_the_same_rows(config, s3, tmp_path):
     )
 
 
-def test_a_killed_driver_is_resumed_to_the_same_parts(config, tmp_path):
+def test_a_killed_driver_is_resumed_to_the_same_parts(run_job, config, tmp_path):
     images = many_images(config.input.images, tmp_path / "many")
     config = with_two_replicas(replace(config, input=images))
     undisturbed = replace(config, out=str(tmp_path / "undisturbed"))
-    assert run(undisturbed)[0] is Exit.COMPLETE
+    assert run_job(undisturbed)[0] is Exit.COMPLETE
     log = tmp_path / "log"
     driver = command(config, log)
     wait_for_parts(config.out, 2, driver)
@@ -143,44 +130,38 @@ def test_a_killed_driver_is_resumed_to_the_same_parts(config, tmp_path):
     assert Location(config.out).child("attempts").names() == ["1.json", "2.json"]
 
 
-def test_sigterm_ends_the_run_with_143_and_it_can_be_resumed(config, tmp_path):
+def test_sigterm_ends_the_run_with_143_and_it_can_be_resumed(run_job, config, tmp_path):
     config = replace(config, input=many_images(config.input.images, tmp_path / "many"))
     driver = command(config, tmp_path / "log")
     wait_for_parts(config.out, 2, driver)
     driver.terminate()
     assert driver.wait(timeout=30) == Exit.TERMINATED, (tmp_path / "log").read_text()
     assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
-    assert run(config)[0] is Exit.COMPLETE
+    assert run_job(config)[0] is Exit.COMPLETE
     assert [row["row"] for row in rows_of(Location(config.out))] == list(range(5 * ROWS))
 
 
-def test_a_finished_run_says_so_and_does_nothing(config):
-    assert run(config)[0] is Exit.COMPLETE
+def test_a_finished_run_says_so_and_does_nothing(run_job, finished):
+    config = finished
     before = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*")}
-    code, told = run(config)
+    code, told = run_job(config)
     assert code is Exit.COMPLETE
     assert "this run is finished; nothing to do" in told
     assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*")} == before
 
 
-def test_another_fingerprint_is_refused_with_the_difference(config):
-    assert run(config)[0] is Exit.COMPLETE
-    other = replace(config, method=MethodConfig(block=-1))
+def test_another_fingerprint_is_refused_with_the_difference(run_job, finished):
+    other = replace(finished, method=MethodConfig(block=-1))
     with pytest.raises(
         FingerprintMismatch, match=r"method\.block: run has -2, this command has -1"
     ):
-        run(other)
+        run_job(other)
 
 
-def test_replicas_and_batch_size_change_no_row(config):
-    assert run(config)[0] is Exit.COMPLETE
-    other = replace(
-        config,
-        out=config.out + "-other",
-        execution=replace(config.execution, replicas=1, batch_size=5),
-    )
-    assert run(other)[0] is Exit.COMPLETE
-    here, there = rows_of(Location(config.out)), rows_of(Location(other.out))
+def test_replicas_and_batch_size_change_no_row(run_job, config, finished):
+    other = replace(config, execution=replace(config.execution, replicas=2, batch_size=5))
+    assert run_job(other)[0] is Exit.COMPLETE
+    here, there = rows_of(Location(finished.out)), rows_of(Location(other.out))
     exact = ("run", "row", "image_id", "status", "target", "predicted", "label", "label_name")
     for mine, theirs in zip(here, there, strict=True):
         assert [mine[key] for key in exact] == [theirs[key] for key in exact]
@@ -188,7 +169,7 @@ def test_replicas_and_batch_size_change_no_row(config):
         assert theirs["score_max"] == pytest.approx(mine["score_max"], abs=1e-3 * span)
 
 
-def test_bad_images_are_rows_with_a_status(config, image_folder, tmp_path):
+def test_bad_images_are_rows_with_a_status(run_job, config, image_folder, tmp_path):
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     good = (folder / "ant" / "003.jpg").read_bytes()
@@ -198,7 +179,7 @@ def test_bad_images_are_rows_with_a_status(config, image_folder, tmp_path):
     (folder / "bee" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     bad = replace(config, input=InputConfig(images=str(folder)))
     tolerant = replace(bad, execution=replace(bad.execution, max_failed=0.2))
-    code, told = run(tolerant)
+    code, told = run_job(tolerant)
     assert code is Exit.COMPLETE, told
     rows = rows_of(Location(config.out))
     assert len(rows) == ROWS + 4
@@ -212,29 +193,33 @@ def test_bad_images_are_rows_with_a_status(config, image_folder, tmp_path):
     for row in failed.values():
         assert row["error"]
         assert row["target"] is row["saliency"] is row["predicted"] is None
-    assert run(bad)[0] is Exit.TOO_MANY_FAILED
+    assert run_job(bad)[0] is Exit.TOO_MANY_FAILED
     summary = open_run(Location(config.out)).read_summary()
     assert summary["statuses"] == {"missing": 1, "ok": 60, "truncated": 2, "undecodable": 1}
 
 
-def test_too_many_failed_images_stop_the_run_and_a_larger_tolerance_finishes_it(config, tmp_path):
+def test_too_many_failed_images_stop_the_run_and_a_larger_tolerance_finishes_it(
+    run_job, config, tmp_path
+):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(200):
         (folder / f"{number:03d}.jpg").write_bytes(b"nothing")
     bad = replace(config, input=InputConfig(images=str(folder)))
-    code, told = run(bad)
+    code, told = run_job(bad)
     assert code is Exit.TOO_MANY_FAILED
     assert "more than --max-failed allows" in told
     assert len(open_run(Location(config.out)).committed()) < 13
-    assert run(replace(bad, execution=replace(bad.execution, max_failed=1.0)))[0] is Exit.COMPLETE
+    assert (
+        run_job(replace(bad, execution=replace(bad.execution, max_failed=1.0)))[0] is Exit.COMPLETE
+    )
     assert {row["status"] for row in rows_of(Location(config.out))} == {"undecodable"}
 
 
-@pytest.mark.parametrize(("target", "per_image"), [("top:2", 2), ("all", 5)])
-def test_an_image_has_a_row_a_target(config, target, per_image):
-    several = replace(config, method=MethodConfig(target=target))
-    assert run(several)[0] is Exit.COMPLETE
+def test_an_image_has_a_row_a_target(run_job, config):
+    several = replace(config, method=MethodConfig(target="all"))
+    per_image = 5
+    assert run_job(several)[0] is Exit.COMPLETE
     rows = rows_of(Location(config.out))
     assert len(rows) == ROWS * per_image
     for first in range(0, len(rows), per_image):
@@ -246,7 +231,7 @@ def test_an_image_has_a_row_a_target(config, target, per_image):
         assert odds == sorted(odds, reverse=True)
 
 
-def test_labels_that_are_classes_are_explained_and_grouped(config, tmp_path):
+def test_labels_that_are_classes_are_explained_and_grouped(run_job, config, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("ant\nbee\ncat\ndog\neel\n")
     labelled = replace(
@@ -254,7 +239,7 @@ def test_labels_that_are_classes_are_explained_and_grouped(config, tmp_path):
         model=replace(config.model, class_names=str(names)),
         method=MethodConfig(target="label"),
     )
-    code, told = run(labelled)
+    code, told = run_job(labelled)
     assert code is Exit.COMPLETE
     assert "labels are no class" not in told
     rows = rows_of(Location(config.out))
@@ -268,9 +253,8 @@ def test_labels_that_are_classes_are_explained_and_grouped(config, tmp_path):
     assert sum(n for (_, group), n in count.items() if group == "incorrect") == ROWS - right
 
 
-def test_parts_are_parquet_with_the_shape_of_the_maps(config):
-    assert run(config)[0] is Exit.COMPLETE
-    stored = open_run(Location(config.out))
+def test_parts_are_parquet_with_the_shape_of_the_maps(finished):
+    stored = open_run(Location(finished.out))
     with stored.part(0).open() as file:
         schema = pq.read_schema(file)
     metadata = {key.decode(): value.decode() for key, value in schema.metadata.items()}
@@ -281,9 +265,67 @@ def test_parts_are_parquet_with_the_shape_of_the_maps(config):
     assert metadata["run"] == stored.id
 
 
-def test_a_dry_run_writes_nothing(config):
-    code, told = run(replace(config, execution=replace(config.execution, dry_run=True)))
+def test_a_dry_run_writes_nothing(run_job, config):
+    code, told = run_job(replace(config, execution=replace(config.execution, dry_run=True)))
     assert code is Exit.COMPLETE
     assert "60 images in 4 shards" in told
     assert not any(Path(config.out).rglob("*.json"))
     assert os.listdir(config.out) == []
+
+
+def test_a_killed_replica_is_replaced_and_no_row_is_lost(config, tmp_path):
+    config = replace(config, input=many_images(config.input.images, tmp_path / "many"))
+    driver = command(config, tmp_path / "log")
+    wait_for_parts(config.out, 2, driver)
+    replicas = [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if path.read_bytes().startswith(b"ray::Replica")
+    ]
+    assert replicas
+    os.kill(replicas[0], signal.SIGKILL)
+    assert driver.wait() == Exit.COMPLETE, (tmp_path / "log").read_text()
+    assert [row["row"] for row in rows_of(Location(config.out))] == list(range(5 * ROWS))
+
+
+class Store(BaseHTTPRequestHandler):
+    """Serves one picture under every name, or 503 while it is down."""
+
+    picture = b""
+    down = True
+
+    def do_GET(self) -> None:
+        self.send_response(503 if self.down else 200)
+        self.send_header("Content-Length", str(0 if self.down else len(self.picture)))
+        self.end_headers()
+        if not self.down:
+            self.wfile.write(self.picture)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def store(image_folder: Path) -> Iterator[type[Store]]:
+    Store.picture, Store.down = (image_folder / "bee" / "001.jpg").read_bytes(), True
+    with ThreadingHTTPServer(("127.0.0.1", 0), Store) as server:
+        Store.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield Store
+        server.shutdown()
+        thread.join()
+
+
+def test_an_outage_leaves_shards_undone_and_makes_no_rows(run_job, config, store, tmp_path):
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("uri\n" + "".join(f"{store.url}/{i}.jpg\n" for i in range(20)))
+    remote = replace(config, input=InputConfig(manifest=str(manifest)))
+    code, told = run_job(remote)
+    assert code is Exit.INCOMPLETE
+    assert "incomplete: 0 of 2 shards are written" in told
+    assert "HTTP 503" in told
+    assert open_run(Location(config.out)).committed() == set()
+    store.down = False
+    assert run_job(remote)[0] is Exit.COMPLETE
+    assert [row["status"] for row in rows_of(Location(config.out))] == ["ok"] * 20

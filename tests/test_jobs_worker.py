@@ -28,8 +28,6 @@ def job(image_folder: Path, tmp_path: Path) -> Job:
         method=ReciproCam(),
         target=Target("top", 2),
         run=run,
-        run_id=run.id,
-        manifest=run.manifest,
         input_options={},
         batch_size=4,
         device="cpu",
@@ -38,7 +36,7 @@ def job(image_folder: Path, tmp_path: Path) -> Job:
 
 
 def batches(job: Job, shard: Shard) -> list[Batch]:
-    uris = read_rows(job.manifest, shard.start, shard.stop).column("uri").to_pylist()
+    uris = read_rows(job.run.manifest, shard.start, shard.stop).column("uri").to_pylist()
     return [
         load_batch([uris[i] for i in run], {}, job.model.preprocessing)
         for run in shard.batches(job.batch_size)
@@ -47,7 +45,7 @@ def batches(job: Job, shard: Shard) -> list[Batch]:
 
 def test_rows_equal_what_the_explainer_says(job):
     shard = Shard(1, 16, 26)
-    rows = read_rows(job.manifest, 16, 26)
+    rows = read_rows(job.run.manifest, 16, 26)
     loaded = batches(job, shard)
     report = ExplainWorker(job).explain_shard(shard, rows, loaded)
     assert report.created
@@ -75,7 +73,7 @@ def test_rows_equal_what_the_explainer_says(job):
 
 def test_a_second_worker_leaves_the_part_as_it_is(job):
     shard = Shard(0, 0, 16)
-    rows, loaded = read_rows(job.manifest, 0, 16), batches(job, shard)
+    rows, loaded = read_rows(job.run.manifest, 0, 16), batches(job, shard)
     assert ExplainWorker(job).explain_shard(shard, rows, loaded).created
     first = job.run.part(0).read()
     assert not ExplainWorker(job).explain_shard(shard, rows, loaded).created
@@ -84,7 +82,7 @@ def test_a_second_worker_leaves_the_part_as_it_is(job):
 
 def test_a_batch_without_a_single_good_image_is_rows_too(job):
     shard = Shard(0, 0, 4)
-    rows = read_rows(job.manifest, 0, 4)
+    rows = read_rows(job.run.manifest, 0, 4)
     nothing = load_batch(
         ["/nowhere/a.jpg", None, "/nowhere/b.jpg", ""], {}, job.model.preprocessing
     )

@@ -1,0 +1,255 @@
+"""From a model's name and its weights to a VitClassifier, or to an error that says what to do."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.layers import Attention
+from timm.models import (
+    VisionTransformer,
+    VisionTransformerDistilled,
+    get_arch_pretrained_cfgs,
+)
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from explainer.checkpoints import Checkpoint
+from explainer.classes import ClassNames
+from explainer.heads import LinearHead
+from explainer.models import ModelError, PreprocessingOverrides, VitClassifier
+from explainer.preprocess import Preprocessing
+
+
+def load_model(
+    name: str,
+    *,
+    checkpoint: Checkpoint | None = None,
+    seed: int | None = None,
+    head: Checkpoint | None = None,
+    class_names: tuple[str, ...] | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    overrides: PreprocessingOverrides | None = None,
+) -> VitClassifier:
+    """Build a timm model with timm's pretrained weights, a checkpoint's, or random ones of `seed`.
+
+    `name` is any timm name (`hf-hub:` too); a checkpoint's config.json supplies `model_args` and
+    the data configuration. `head` is a classifier for weights that have none: `weight`
+    [classes, width] and optionally `bias`; its metadata may hold `class_names` (JSON) and, for a
+    zero-shot matrix, `scale`. Where both the features and the outputs of the weights are of its
+    width, a zero-shot matrix goes onto the outputs, any other head onto the features. What can be
+    told without weights is refused before they are fetched. Raises ModelError, and CheckpointError
+    for a head's file that holds none.
+    """
+    args = (checkpoint.model_args if checkpoint else {}) | dict(model_args or {})
+    structure = _structure(name, args | _classes_of(checkpoint))
+    classifier = None if head is None else LinearHead.of(head)
+    if checkpoint is None and seed is None:
+        _refuse_new_classifier(name, structure)
+    if classifier is not None:
+        _attach(name, structure, classifier)
+    names = _class_names(name, structure, head or checkpoint, class_names)
+    if names.are_indices and head is None and class_names is None and seed is None:
+        _refuse_embedding(name, structure)
+    vit = _with_weights(name, args, checkpoint, seed)
+    if classifier is not None:
+        _attach(name, vit, classifier)
+    overrides = overrides or PreprocessingOverrides()
+    if overrides.input_size is not None:
+        _resize_input(name, vit, overrides.input_size)
+    preprocessing = _preprocessing(name, vit, checkpoint, overrides)
+    return VitClassifier(name, vit.eval().requires_grad_(False), preprocessing, names, args)
+
+
+def _structure(name: str, args: Mapping[str, Any]) -> VisionTransformer:
+    """The model without weights, which costs next to nothing; refused where it is not explained."""
+    architecture = name.split(".", maxsplit=1)[0]
+    if not (":" in name or "/" in name or timm.is_model(architecture)):
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
+        hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+        raise ModelError(f"timm has no model {name!r}{hint}")
+    with torch.device("meta"):
+        vit = _create(name, args)
+    _refuse_unexplainable(name, vit)
+    return vit
+
+
+def _with_weights(
+    name: str, args: Mapping[str, Any], checkpoint: Checkpoint | None, seed: int | None
+) -> VisionTransformer:
+    if checkpoint is None and seed is None:
+        return _create(name, args, pretrained=True)
+    if checkpoint is not None and seed is not None:
+        raise ModelError("weights are a checkpoint's or random ones of a seed; got both")
+    vit = _create(name, {**args, **_classes_of(checkpoint)}, seed=seed or 0)
+    if checkpoint is not None:
+        _load_state(name, vit, checkpoint)
+    return vit
+
+
+def _create(
+    name: str, args: Mapping[str, Any], *, seed: int = 0, pretrained: bool = False
+) -> VisionTransformer:
+    """timm's create_model, with torch's global random state left as it was."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return timm.create_model(name, pretrained=pretrained, **args)
+    except OSError as error:
+        raise ModelError(
+            f"{name} could not be fetched: {_one_line(error)} (to use weights from elsewhere give "
+            "--checkpoint URL, or --checkpoint random:SEED for a benchmark)"
+        ) from error
+    except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        tags = [known.partition(".")[2] for known in get_arch_pretrained_cfgs(name)]
+        hint = f"; its tags: {', '.join(tags)}" if "Invalid pretrained tag" in str(error) else ""
+        given = f" with {dict(args)}" if args else ""
+        raise ModelError(f"{name} cannot be built{given}: {_one_line(error)}{hint}") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def _refuse_unexplainable(name: str, vit: VisionTransformer) -> None:
+    """Hold the structure against what the fast forms are proven for."""
+    if type(vit) not in (VisionTransformer, VisionTransformerDistilled):
+        reason = f"it is a {type(vit).__name__}, not one of timm's plain VisionTransformer models"
+    elif vit.global_pool != "token" or vit.attn_pool is not None:
+        reason = f"its head pools by {vit.global_pool!r}, not by the class token"
+    elif any(type(block) is not Block for block in vit.blocks):
+        reason = f"its blocks are {type(vit.blocks[0]).__name__}, not pre-norm blocks"
+    elif any(type(block.attn) is not Attention for block in vit.blocks):
+        reason = f"its attention is {type(vit.blocks[0].attn).__name__}"
+    elif any(not isinstance(block.attn.k_norm, nn.Identity) for block in vit.blocks):
+        reason = "it normalises queries and keys (qk_norm)"
+    elif any(block.attn.gate is not None for block in vit.blocks):
+        reason = "its attention is gated"
+    else:
+        return
+    raise ModelError(f"{name} cannot be explained by this version: {reason}")
+
+
+def _refuse_new_classifier(name: str, vit: VisionTransformer) -> None:
+    """timm silently puts a random classifier where another number of classes is asked for."""
+    own = vit.pretrained_cfg["num_classes"]
+    if vit.num_classes not in (0, own):
+        raise ModelError(
+            f"{name}'s own weights have {own} classes; with num_classes {vit.num_classes} the "
+            "classifier would be random; give --checkpoint or --head"
+        )
+
+
+def _refuse_embedding(name: str, vit: VisionTransformer) -> None:
+    """Refuse outputs without class names where timm's weights of this architecture have as many."""
+    known = get_arch_pretrained_cfgs(vit.pretrained_cfg["architecture"]).values()
+    if vit.num_classes in {cfg.num_classes for cfg in known}:
+        raise ModelError(
+            f"the {vit.num_classes} outputs of {name}'s weights have no class names: most likely "
+            "an image embedding (CLIP's projection), not classes; give --head URL, or "
+            "--class-names FILE if they are classes"
+        )
+
+
+def _classes_of(checkpoint: Checkpoint | None) -> dict[str, int]:
+    """The number of classes that a checkpoint's own head has, as an argument for timm."""
+    if checkpoint is None:
+        return {}
+    weight = checkpoint.state.get("head.weight")
+    return {"num_classes": 0 if weight is None else len(weight)}
+
+
+def _load_state(name: str, vit: VisionTransformer, checkpoint: Checkpoint) -> None:
+    own = vit.state_dict()
+    given = checkpoint.state
+    problems = [f"lacks {key}" for key in own if key not in given]
+    problems += [f"has {key}, which the model lacks" for key in given if key not in own]
+    problems += [
+        f"{key} is {tuple(given[key].shape)}, the model's is {tuple(own[key].shape)}"
+        for key in own
+        if key in given and given[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ModelError(
+            f"the checkpoint does not fit {name}: {'; '.join(problems[:3])}{more}; give the model "
+            "that it was trained as, with --model-args where it differs from timm's"
+        )
+    vit.load_state_dict(dict(given))
+
+
+def _attach(name: str, vit: VisionTransformer, head: LinearHead) -> None:
+    """Put `head` onto the features, or after the weights' own outputs (CLIP's projection)."""
+    if isinstance(vit, VisionTransformerDistilled):
+        raise ModelError(f"{name} has a classifier for each of its two class tokens; --head is one")
+    if head.width == vit.num_classes and (head.is_zero_shot or head.width != vit.num_features):
+        vit.head = nn.Sequential(vit.head, head)
+    elif head.width == vit.num_features:
+        vit.head = head
+    else:
+        outputs = f" and {vit.num_classes} outputs" if vit.num_classes else ""
+        raise ModelError(
+            f"--head takes features of width {head.width}; {name} has {vit.num_features} "
+            f"features{outputs}"
+        )
+    vit.num_classes = head.classes
+
+
+def _resize_input(name: str, vit: VisionTransformer, size: tuple[int, int]) -> None:
+    patch = vit.patch_embed.feat_ratio(as_scalar=False)
+    if any(side < step or side % step for side, step in zip(size, patch, strict=True)):
+        raise ModelError(
+            f"--input-size must be multiples of {name}'s patches of {patch[0]} x {patch[1]} "
+            f"pixels; got {size[0]} x {size[1]}"
+        )
+    vit.set_input_size(img_size=size)
+
+
+def _class_names(
+    name: str,
+    vit: VisionTransformer,
+    source: Checkpoint | None,
+    given: tuple[str, ...] | None,
+) -> ClassNames:
+    """The names as given, or else those in `source`, where the classifier is from, or timm's."""
+    if vit.num_classes < 1:
+        raise ModelError(
+            f"{name}'s weights have no classifier, only features; give --head URL (a linear probe "
+            f"or a zero-shot matrix): 'weight' [classes, {vit.num_features}], optionally 'bias'"
+        )
+    if given is not None and len(given) != vit.num_classes:
+        raise ModelError(
+            f"--class-names holds {len(given)} names; {name} has {vit.num_classes} classes; one a "
+            "line, in the order of the model's outputs"
+        )
+    cfg = vit.pretrained_cfg if source is None else source.pretrained_cfg
+    try:
+        return ClassNames(given) if given else ClassNames.of_timm(vit.num_classes, cfg)
+    except ValueError as error:
+        raise ModelError(f"{error} of {name}; give --class-names FILE") from error
+
+
+def _preprocessing(
+    name: str,
+    vit: VisionTransformer,
+    checkpoint: Checkpoint | None,
+    overrides: PreprocessingOverrides,
+) -> Preprocessing:
+    cfg = vit.pretrained_cfg | (checkpoint.pretrained_cfg if checkpoint else {})
+    config = resolve_model_data_config(vit, pretrained_cfg=cfg)
+    own = {
+        "input_size": tuple(vit.patch_embed.img_size),
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "crop_pct": config["crop_pct"],
+        "crop_mode": config["crop_mode"],
+        "interpolation": config["interpolation"],
+    }
+    given = {key: value for key, value in vars(overrides).items() if value is not None}
+    try:
+        return Preprocessing(**(own | given))
+    except ValueError as error:
+        raise ModelError(f"the preprocessing of {name}: {error}") from error
