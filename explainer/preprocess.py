@@ -95,6 +95,8 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
     try:
         # Pillow warns of what it reads on regardless, without saying in which file.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            if image.format == "EPS":
+                return Decoded("undecodable", "EPS is a program, and none is run")
             _refuse_elongated(image, preprocessing)
             return _crop(image, transform)
     except UnidentifiedImageError:

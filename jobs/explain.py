@@ -2,10 +2,8 @@
 
 import signal
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 
 import ray
@@ -18,7 +16,8 @@ from jobs.plan import Shard, remaining, shards
 from jobs.pool import Pool, ShardFailure, connect, resources
 from jobs.prepare import Prepared, prepare
 from jobs.progress import RunProgress
-from jobs.worker import Job, ShardReport
+from jobs.summary import Attempt
+from jobs.worker import Job
 from storage import schema
 from storage.manifests import encode
 from storage.runs import Run, open_or_create
@@ -26,26 +25,6 @@ from storage.runs import Run, open_or_create
 
 class Terminated(BaseException):
     """SIGTERM came: end the replicas and leave the run to be resumed."""
-
-
-@dataclass
-class Attempt:
-    """What one start of the driver did: totals over its shards, and what it had to leave."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    statuses: Counter[str] = field(default_factory=Counter)
-    failures: list[ShardFailure] = field(default_factory=list)
-    stopped: Exit | None = None
-
-    def add(self, report: ShardReport) -> None:
-        """Count a shard's images and time."""
-        self.statuses.update(report.statuses)
-        for stage, seconds in report.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-    @property
-    def failed_images(self) -> int:
-        return self.statuses.total() - self.statuses["ok"]
 
 
 def explain(config: ExplainConfig, console: Console) -> Exit:

@@ -2,11 +2,12 @@
 
 import platform
 import socket
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -14,16 +15,34 @@ from rich.table import Table
 from jobs.aggregate import Aggregate
 from jobs.config import Exit, ExplainConfig
 from jobs.plan import Shard, remaining
-from jobs.pool import Resources
+from jobs.pool import Resources, ShardFailure
 from jobs.prepare import Prepared
+from jobs.worker import ShardReport
 from storage.locations import creates_conditionally
 from storage.runs import Run
 
-if TYPE_CHECKING:
-    from jobs.explain import Attempt
-
 FINISHED = ("complete", "failed")
-PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "numpy", "saliency-jobs")
+PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "numpy")
+
+
+@dataclass
+class Attempt:
+    """What one start of the driver did: totals over its shards, and what it had to leave."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    statuses: Counter[str] = field(default_factory=Counter)
+    failures: list[ShardFailure] = field(default_factory=list)
+    stopped: Exit | None = None
+
+    def add(self, report: ShardReport) -> None:
+        """Count a shard's images and time."""
+        self.statuses.update(report.statuses)
+        for stage, seconds in report.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @property
+    def failed_images(self) -> int:
+        return self.statuses.total() - self.statuses["ok"]
 
 
 def now() -> str:
@@ -62,7 +81,7 @@ def exit_code(summary: Mapping[str, Any], max_failed: float) -> Exit:
 
 
 def complete(
-    console: Console, run: Run, config: ExplainConfig, result: Aggregate, attempt: "Attempt"
+    console: Console, run: Run, config: ExplainConfig, result: Aggregate, attempt: Attempt
 ) -> Exit:
     """Close a run whose every row is written: summary.json, and a table of what lies where."""
     seconds = {stage: round(value, 3) for stage, value in sorted(attempt.seconds.items())}
@@ -88,7 +107,7 @@ def complete(
 
 
 def incomplete(
-    console: Console, run: Run, config: ExplainConfig, planned: list[Shard], attempt: "Attempt"
+    console: Console, run: Run, config: ExplainConfig, planned: list[Shard], attempt: Attempt
 ) -> Exit:
     """Say what is missing and why; the same command does the rest."""
     missing = remaining(planned, run.committed())

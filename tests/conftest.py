@@ -32,6 +32,13 @@ from storage.locations import Location
 BUCKET = "tests"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny models are fastest on one thread; torch is loaded by now where a test file needs it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
 @dataclass(frozen=True)
 class S3Server:
     """A running server; `reader_options` are of an identity that may do nothing in the bucket."""

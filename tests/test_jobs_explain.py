@@ -150,6 +150,17 @@ def test_a_finished_run_says_so_and_does_nothing(run_job, finished):
     assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*")} == before
 
 
+def test_a_run_killed_after_its_last_part_is_closed_without_ray(run_job, config, finished):
+    shutil.copytree(finished.out, config.out)
+    (Path(config.out) / "summary.json").unlink()
+    before = Location(config.out).child("class_heatmaps.parquet").read()
+    nowhere = replace(config, execution=replace(config.execution, address="127.0.0.1:1"))
+    code, told = run_job(nowhere)
+    assert code is Exit.COMPLETE, told
+    assert open_run(Location(config.out)).read_summary()["statuses"] == {"ok": ROWS}
+    assert Location(config.out).child("class_heatmaps.parquet").read() == before
+
+
 def test_another_fingerprint_is_refused_with_the_difference(run_job, finished):
     other = replace(finished, method=MethodConfig(block=-1))
     with pytest.raises(

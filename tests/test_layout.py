@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import itertools
 import re
 import tomllib
 from pathlib import Path
@@ -56,8 +57,8 @@ def pyproject() -> dict:
 
 def test_what_is_installed_is_what_is_pinned():
     project = pyproject()
-    pinned = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
-    pinned += project["tool"]["uv"]["constraint-dependencies"]
+    pinned = project["project"]["dependencies"] + project["tool"]["uv"]["constraint-dependencies"]
+    pinned += itertools.chain(*project["dependency-groups"].values())
     versions = {}
     for requirement in pinned:
         match = re.fullmatch(r"([\w.-]+)(?:\[\w+\])?==(\S+)", requirement)
