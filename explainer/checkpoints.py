@@ -65,6 +65,8 @@ def read_checkpoint(data: bytes, name: str, config: bytes | None = None) -> Chec
     and prefixes of wrappers (`module.`, `_orig_mod.`). Raises CheckpointError.
     """
     metadata: Mapping[str, str] = {}
+    if not data:
+        raise CheckpointError(f"{name} is empty (0 bytes)")
     if name.endswith(".safetensors"):
         state, metadata = _read_safetensors(data, name)
     elif name.endswith((".pth", ".pt", ".bin", ".pth.tar")):

@@ -71,9 +71,14 @@ def _structure(name: str, args: Mapping[str, Any]) -> VisionTransformer:
         hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
         raise ModelError(f"timm has no model {name!r}{hint}")
     with torch.device("meta"):
-        vit = _create(name, args)
-    _refuse_unexplainable(name, vit)
-    return vit
+        model = _create(name, args)
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+        kind = type(model).__name__
+        raise _unexplainable(
+            name, f"it is a {kind}, not one of timm's plain VisionTransformer models"
+        )
+    _refuse_unexplainable(name, model)
+    return model
 
 
 def _with_weights(
@@ -91,7 +96,7 @@ def _with_weights(
 
 def _create(
     name: str, args: Mapping[str, Any], *, seed: int = 0, pretrained: bool = False
-) -> VisionTransformer:
+) -> nn.Module:
     """timm's create_model, with torch's global random state left as it was."""
     try:
         with torch.random.fork_rng(devices=[]):
@@ -116,9 +121,7 @@ def _one_line(error: Exception) -> str:
 
 def _refuse_unexplainable(name: str, vit: VisionTransformer) -> None:
     """Hold the structure against what the fast forms are proven for."""
-    if type(vit) not in (VisionTransformer, VisionTransformerDistilled):
-        reason = f"it is a {type(vit).__name__}, not one of timm's plain VisionTransformer models"
-    elif vit.global_pool != "token" or vit.attn_pool is not None:
+    if vit.global_pool != "token" or vit.attn_pool is not None:
         reason = f"its head pools by {vit.global_pool!r}, not by the class token"
     elif any(type(block) is not Block for block in vit.blocks):
         reason = f"its blocks are {type(vit.blocks[0]).__name__}, not pre-norm blocks"
@@ -130,7 +133,11 @@ def _refuse_unexplainable(name: str, vit: VisionTransformer) -> None:
         reason = "its attention is gated"
     else:
         return
-    raise ModelError(f"{name} cannot be explained by this version: {reason}")
+    raise _unexplainable(name, reason)
+
+
+def _unexplainable(name: str, reason: str) -> ModelError:
+    return ModelError(f"{name} cannot be explained by this version: {reason}")
 
 
 def _refuse_new_classifier(name: str, vit: VisionTransformer) -> None:
@@ -217,7 +224,7 @@ def _class_names(
     """The names as given, or else those in `source`, where the classifier is from, or timm's."""
     if vit.num_classes < 1:
         raise ModelError(
-            f"{name}'s weights have no classifier, only features; give --head URL (a linear probe "
+            f"{name} has no classifier, only features; give --head URL (a linear probe "
             f"or a zero-shot matrix): 'weight' [classes, {vit.num_features}], optionally 'bias'"
         )
     if given is not None and len(given) != vit.num_classes:

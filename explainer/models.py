@@ -59,7 +59,7 @@ class VitClassifier:
         self, crops: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Crops as the network takes them, in its own dtype."""
-        return self.preprocessing.normalise(crops, self.vit.patch_embed.proj.weight.dtype)
+        return self.preprocessing.normalise(crops, self.vit.cls_token.dtype)
 
     def digest(self) -> str:
         """sha256 over every parameter and buffer in order of name: name, dtype, shape and bytes."""

@@ -48,7 +48,6 @@ def run(command: ExplainConfig | Demo) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Console(highlight=False, soft_wrap=True)
     set_ray_environment(command.execution.address if isinstance(command, ExplainConfig) else None)
-    from jobs.pool import ClusterError
     from storage.locations import StorageUnavailable
     from storage.runs import FingerprintMismatch, NotARun
 
@@ -67,7 +66,7 @@ def run(command: ExplainConfig | Demo) -> Exit:
     except (FingerprintMismatch, NotARun) as error:
         console.print(str(error), markup=False, style="red")
         return Exit.BAD_INPUT
-    except (StorageUnavailable, ClusterError) as error:
+    except StorageUnavailable as error:
         console.print(f"{error}; the same command resumes", markup=False, style="red")
         return Exit.INCOMPLETE
     except Exception:  # noqa: BLE001 - Python's own exit code, 1, would say: resumable

@@ -13,7 +13,7 @@ from jobs import heatmaps, summary
 from jobs.aggregate import Aggregate, aggregate, class_heatmaps, read_means
 from jobs.config import Exit, ExplainConfig
 from jobs.plan import Shard, remaining, shards
-from jobs.pool import Pool, ShardFailure, connect, resources
+from jobs.pool import ClusterError, Pool, ShardFailure, connect, resources
 from jobs.prepare import Prepared, prepare
 from jobs.progress import RunProgress
 from jobs.summary import Attempt
@@ -30,7 +30,7 @@ class Terminated(BaseException):
 def explain(config: ExplainConfig, console: Console) -> Exit:
     """Run or resume what `config` describes; a finished run is said to be so, and left alone.
 
-    Raises ConfigurationError, FingerprintMismatch where `out` holds another run, and ClusterError.
+    Raises ConfigurationError, and FingerprintMismatch where `out` holds another run.
     """
     prepared = prepare(config)
     planned = shards(prepared.rows, prepared.description["shard_size"])
@@ -72,6 +72,8 @@ def dispatch(
         done = prepared.rows - sum(shard.rows for shard in todo)
         with terminated_by_signal(), RunProgress(console, prepared.rows, done) as progress:
             _watch(pool, todo, attempt, progress, config.execution.max_failed * prepared.rows)
+    except ClusterError as error:
+        attempt.stopped, attempt.problem = Exit.INCOMPLETE, str(error)
     except KeyboardInterrupt:
         attempt.stopped = Exit.INTERRUPTED
     except Terminated:

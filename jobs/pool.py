@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Generator
@@ -10,7 +11,13 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 
 from jobs.config import ExecutionConfig
 from jobs.plan import Shard
@@ -18,8 +25,17 @@ from jobs.replica import Replica, ReplicaInfo
 from jobs.worker import Job, ShardReport
 from storage.locations import StorageUnavailable
 
+# What befalls a shard through no fault of its own or of this program: it is tried again.
+INFRASTRUCTURE = (
+    StorageUnavailable,
+    WorkerCrashedError,
+    OutOfMemoryError,
+    ObjectLostError,
+    NodeDiedError,
+)
 MOST_ATTEMPTS = 3
 POLL_SECONDS = 1.0
+CONNECT_SECONDS = 10.0
 CORES_OF_A_CPU_REPLICA = 4
 
 
@@ -49,14 +65,34 @@ class Resources:
 
 
 def connect(address: str | None) -> None:
-    """Connect to a Ray cluster, or start one of this machine's own where no address is given."""
+    """Connect to a Ray cluster, or start one of this machine's own where no address is given.
+
+    Raises ClusterError where neither can be done.
+    """
     address = address or os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address=address or "local",
-        include_dashboard=None if address else False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    if address is not None:
+        _check_reachable(address)
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"connect to the Ray cluster at {address}" if address else "start Ray"
+        raise ClusterError(f"cannot {where}: {error}") from error
+
+
+def _check_reachable(address: str) -> None:
+    """Fail in seconds where nobody listens at host:port; Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit() or "://" in address:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ClusterError(f"cannot connect to the Ray cluster at {address}: {error}") from error
 
 
 def resources(execution: ExecutionConfig) -> Resources:
@@ -152,17 +188,23 @@ class Pool:
             result: ReplicaInfo | ShardReport = ray.get(call)
         except RayActorError as error:
             return self._replace(member, job, str(error))
-        except StorageUnavailable as error:
+        except INFRASTRUCTURE as error:
             outcome = self._retry(member.shard, str(error))
             self._assign(member)
             return outcome
         self._losses = 0
         if isinstance(result, ReplicaInfo):
-            self.replicas.append(result)
-            self._assign(member)
-            return None
+            self._admit(result)
         self._assign(member)
-        return result
+        return None if isinstance(result, ReplicaInfo) else result
+
+    def _admit(self, replica: ReplicaInfo) -> None:
+        expected = self.job.run.description["fingerprint_of"]["model"]["weights"]
+        if replica.weights_digest != expected:
+            raise ClusterError(
+                f"the replica on node {replica.node} holds other weights than the run"
+            )
+        self.replicas.append(replica)
 
     def _assign(self, member: _Member) -> None:
         """Call the replica with its next shard, or end it where there is nothing left."""

@@ -33,6 +33,7 @@ class Attempt:
     statuses: Counter[str] = field(default_factory=Counter)
     failures: list[ShardFailure] = field(default_factory=list)
     stopped: Exit | None = None
+    problem: str | None = None
 
     def add(self, report: ShardReport) -> None:
         """Count a shard's images and time."""
@@ -117,6 +118,8 @@ def incomplete(
     run.write_summary(
         summary | {"state": state, "shards_missing": len(missing), "errors": failures}
     )
+    if attempt.problem is not None:
+        console.print(attempt.problem, markup=False)
     for failure in attempt.failures:
         console.print(f"shard {failure.shard.index} is left undone: {failure.error}", markup=False)
     if attempt.stopped is Exit.TOO_MANY_FAILED:

@@ -168,7 +168,9 @@ def ray_address() -> Iterator[str]:
     """A Ray cluster with four logical CPUs, shared by all tests; drivers connect and leave."""
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4})
+    (port,) = _free_ports(1)  # the default one may be another cluster's
+    arguments = {"num_cpus": 4, "include_dashboard": False, "dashboard_port": port}
+    cluster = Cluster(initialize_head=True, head_node_args=arguments)
     try:
         yield cluster.address
     finally:

@@ -161,6 +161,23 @@ def test_a_run_killed_after_its_last_part_is_closed_without_ray(run_job, config,
     assert Location(config.out).child("class_heatmaps.parquet").read() == before
 
 
+def test_a_cluster_that_cannot_be_reached_leaves_the_run_incomplete(run_job, config):
+    nowhere = replace(config, execution=replace(config.execution, address="127.0.0.1:1"))
+    code, told = run_job(nowhere)
+    assert code is Exit.INCOMPLETE
+    assert "cannot connect to the Ray cluster at 127.0.0.1:1" in told
+    assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
+
+
+def test_replicas_that_never_start_end_the_wait(run_job, config):
+    gpu = replace(config.execution, device="cuda", start_timeout=3.0)
+    code, told = run_job(replace(config, execution=gpu))
+    assert code is Exit.INCOMPLETE
+    assert (
+        "0 of 1 replicas started in 3 s; each asks for 1 GPUs and 0 CPUs, the cluster has 0" in told
+    )
+
+
 def test_another_fingerprint_is_refused_with_the_difference(run_job, finished):
     other = replace(finished, method=MethodConfig(block=-1))
     with pytest.raises(
