@@ -63,19 +63,13 @@ def write_pictures(folder: Location, count: int) -> None:
 
 
 def show_class_heatmaps(root: Location, console: Console) -> None:
-    """Print the class heatmaps of the two planted classes and of a clean one beside them."""
+    """Print the class heatmaps of the two planted classes."""
     table = open_run(root).read_class_heatmaps()
     grid = grid_of(table.schema)
     by_name = {heatmap.name: heatmap for heatmap in read_means(table)}
-    clean = next(
-        name
-        for name in pictures.CLASS_NAMES
-        if name not in (pictures.WATERMARKED, pictures.STICKERED)
-    )
     captions = {
         pictures.WATERMARKED: "watermarked",
         pictures.STICKERED: "with a moving sticker",
-        clean: "clean",
     }
     panels = [
         Panel.fit(heatmaps.terminal(by_name[name].mean.reshape(grid)), title=f"{name} ({kind})")

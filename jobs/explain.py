@@ -128,7 +128,7 @@ def publish_class_heatmaps(
     run.class_heatmaps.replace(schema.encode_parquet(table, metadata))
     for heatmap in read_means(table):
         picture = heatmaps.png(heatmap.mean.reshape(grid), heatmap.name, heatmap.count)
-        name = f"{heatmap.target:05d} {heatmap.name}"
+        name = f"{heatmap.target:05d}-{heatmap.name}"
         run.class_heatmap_picture(name).replace(picture)
     attempt.seconds["aggregate"] = time.monotonic() - started
     return result

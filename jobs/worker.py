@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,16 +59,13 @@ class ExplainWorker:
         seconds = dict.fromkeys(("fetch", "decode", "wait", "compute", "write"), 0.0)
         tables = []
         statuses: Counter[str] = Counter()
-        iterator = iter(batches)
-        for run_of_rows in shard.batches(self.job.batch_size):
-            waited = time.perf_counter()
-            batch = next(iterator)
+        runs = shard.batches(self.job.batch_size)
+        for run_of_rows, batch in zip(runs, _timed(batches, seconds), strict=True):
             started = time.perf_counter()
             manifest_rows = rows.slice(run_of_rows.start, len(run_of_rows)).to_pylist()
             tables.append(
                 self._explain_batch(shard.start + run_of_rows.start, manifest_rows, batch)
             )
-            seconds["wait"] += started - waited
             seconds["compute"] += time.perf_counter() - started
             seconds["fetch"] += batch.fetch_seconds
             seconds["decode"] += batch.decode_seconds
@@ -201,6 +198,15 @@ class ExplainWorker:
         place = self.schema.get_field_index("saliency")
         table = pa.Table.from_pylist(rows, schema=self.schema)
         return table.set_column(place, self.schema.field(place), maps)
+
+
+def _timed(batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:
+    """The batches, with the time that each was waited for added to `seconds`."""
+    started = time.perf_counter()
+    for batch in batches:
+        seconds["wait"] += time.perf_counter() - started
+        yield batch
+        started = time.perf_counter()
 
 
 def _device_name(device: torch.device) -> str:

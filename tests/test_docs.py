@@ -1,0 +1,36 @@
+"""What the README says a reader can run, is run."""
+
+import re
+from pathlib import Path
+
+import duckdb
+import pandas
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_queries_of_the_readme_read_a_run_in_one_line_each(finished):
+    readme = (ROOT / "README.md").read_text()
+    block = next(b for b in re.findall(r"```python\n(.*?)```", readme, re.S) if "duckdb" in b)
+    names = {"duckdb": duckdb, "pandas": pandas}
+    lines = [line for line in block.splitlines() if not line.startswith("import ")]
+    assert len(lines) == 2
+    for line in lines:
+        result = eval(line.replace("saliency-demo/", f"{finished.out}/"), names)
+        rows = result.fetchall() if "duckdb" in line else result.index.tolist()
+        assert 1 <= len(rows) <= 5
+
+
+def test_every_option_that_the_docs_name_exists():
+    from jobs import config
+
+    source = Path(config.__file__).read_text()
+    documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for document in documents:
+        for option in set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", document.read_text())):
+            known = option.replace("-", "_") in source or f'"{option}"' in source
+            assert known or option in OTHERS, (document.name, option)
+
+
+# Options of other programs, and of the benchmarks.
+OTHERS = {"check", "threads", "repeats", "methods", "batch", "out", "epochs", "seed"}
