@@ -94,7 +94,7 @@ def aggregate(run: Run, parts: Sequence[int], grid: tuple[int, int]) -> Aggregat
 def _add_part(result: Aggregate, explained: pa.Table, cells: int) -> None:
     if not explained.num_rows:
         return
-    maps = pc.list_flatten(explained["saliency"]).to_numpy().reshape(-1, cells).astype(np.float64)
+    maps = schema.maps_to_numpy(explained["saliency"], (1, cells))[:, 0].astype(np.float64)
     low, high = (explained[name].to_numpy() for name in ("score_min", "score_max"))
     targets = explained["target"].to_numpy()
     kind = explained["target_kind"][0].as_py()

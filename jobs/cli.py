@@ -52,26 +52,29 @@ def run(command: ExplainConfig | Demo) -> Exit:
     from storage.runs import FingerprintMismatch, NotARun
 
     try:
-        if isinstance(command, Demo):
-            from jobs.demo import demo
-
-            return demo(command.out, command.images, command.output_storage, console)
-        from jobs.explain import explain
-
-        return explain(command, console)
-    except ConfigurationError as error:
-        for problem in error.problems:
-            console.print(problem, markup=False, style="red")
-        return Exit.BAD_INPUT
-    except (FingerprintMismatch, NotARun) as error:
+        return _start(command, console)
+    except (ConfigurationError, FingerprintMismatch, NotARun) as error:
         console.print(str(error), markup=False, style="red")
         return Exit.BAD_INPUT
     except StorageUnavailable as error:
         console.print(f"{error}; the same command resumes", markup=False, style="red")
         return Exit.INCOMPLETE
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command does the rest")
+        return Exit.INTERRUPTED
     except Exception:  # noqa: BLE001 - Python's own exit code, 1, would say: resumable
         traceback.print_exc()
         return Exit.BUG
+
+
+def _start(command: ExplainConfig | Demo, console: Console) -> Exit:
+    if isinstance(command, Demo):
+        from jobs.demo import demo
+
+        return demo(command.out, command.images, command.output_storage, console)
+    from jobs.explain import explain
+
+    return explain(command, console)
 
 
 def set_ray_environment(address: str | None) -> None:

@@ -10,6 +10,7 @@ from rich.panel import Panel
 from jobs import heatmaps, pictures
 from jobs.aggregate import read_means
 from jobs.config import (
+    ConfigurationError,
     ExecutionConfig,
     Exit,
     ExplainConfig,
@@ -17,7 +18,7 @@ from jobs.config import (
     ModelConfig,
 )
 from jobs.explain import explain
-from jobs.prepare import read_options
+from jobs.prepare import INPUT_ERRORS, read_options
 from storage.locations import Location
 from storage.runs import open_run
 from storage.schema import grid_of
@@ -30,12 +31,15 @@ WRITERS = 16
 
 def demo(out: str, images: int, output_storage: str | None, console: Console) -> Exit:
     """Write the pictures to `out`/pictures and the run to `out`; repeated, it resumes."""
-    root = Location(out, read_options(output_storage))
     console.print(
         f"drawing {images} pictures of {len(pictures.CLASS_NAMES)} classes; half of "
         f"'{pictures.WATERMARKED}' carry a watermark, most of '{pictures.STICKERED}' a sticker"
     )
-    write_pictures(root.child("pictures"), images)
+    try:
+        root = Location(out, read_options(output_storage))
+        write_pictures(root.child("pictures"), images)
+    except INPUT_ERRORS as error:
+        raise ConfigurationError([f"--out: {error}"]) from error
     config = ExplainConfig(
         model=ModelConfig(ARCHITECTURE, checkpoint=str(MODEL)),
         out=out,

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from types import FrameType
 
@@ -10,7 +11,7 @@ import ray
 from rich.console import Console
 
 from jobs import heatmaps, summary
-from jobs.aggregate import Aggregate, aggregate, class_heatmaps, read_means
+from jobs.aggregate import Aggregate, ClassHeatmap, aggregate, class_heatmaps, read_means
 from jobs.config import Exit, ExplainConfig
 from jobs.plan import Shard, remaining, shards
 from jobs.pool import ClusterError, Pool, ShardFailure, connect, resources
@@ -22,9 +23,9 @@ from storage import schema
 from storage.manifests import encode
 from storage.runs import Run, open_or_create
 
-
-class Terminated(BaseException):
-    """SIGTERM came: end the replicas and leave the run to be resumed."""
+PICTURE_WRITERS = 16
+# So few failed images stop no run in its midst: of a small dataset one is more than 1%.
+FEW_IMAGES = 16
 
 
 def explain(config: ExplainConfig, console: Console) -> Exit:
@@ -42,17 +43,16 @@ def explain(config: ExplainConfig, console: Console) -> Exit:
     todo = remaining(planned, run.committed())
     finished = run.read_summary()
     if not todo and finished is not None and finished["state"] in summary.FINISHED:
-        code = summary.exit_code(finished, config.execution.max_failed)
-        summary.tell_finished(console, run, finished)
-        return code
+        return summary.tell_finished(console, run, config, finished)
 
     summary.warn_unless_conditional(console, run)
     run.manifest.create(encode(prepared.manifest, prepared.description["shard_size"]))
     attempt = dispatch(prepared, config, run, todo, console)
-    if attempt.stopped is None and not remaining(planned, run.committed()):
-        result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
-        return summary.complete(console, run, config, result, attempt)
-    return summary.incomplete(console, run, config, planned, attempt)
+    missing = remaining(planned, run.committed())
+    if missing or attempt.interrupted:
+        return summary.incomplete(console, run, prepared, attempt, missing)
+    result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
+    return summary.complete(console, run, prepared, attempt, result, config.execution.max_failed)
 
 
 def dispatch(
@@ -63,21 +63,21 @@ def dispatch(
     if not todo:
         return attempt
     started = time.monotonic()
-    summary.start(run, prepared)
+    summary.start(run, prepared, attempt)
+    signals = Signals()
     try:
         connect(config.execution.address)
         pool = _pool(prepared, config, run)
         attempt.seconds["start"] = time.monotonic() - started
         run.begin_attempt(summary.attempt_info(config, pool.resources))
         done = prepared.rows - sum(shard.rows for shard in todo)
-        with terminated_by_signal(), RunProgress(console, prepared.rows, done) as progress:
-            _watch(pool, todo, attempt, progress, config.execution.max_failed * prepared.rows)
+        tolerated = max(config.execution.max_failed * prepared.rows, FEW_IMAGES)
+        with signals.caught(), RunProgress(console, prepared.rows, done) as progress:
+            _watch(pool, todo, attempt, progress, tolerated)
     except ClusterError as error:
         attempt.stopped, attempt.problem = Exit.INCOMPLETE, str(error)
     except KeyboardInterrupt:
-        attempt.stopped = Exit.INTERRUPTED
-    except Terminated:
-        attempt.stopped = Exit.TERMINATED
+        attempt.stopped = Exit.TERMINATED if signals.terminated else Exit.INTERRUPTED
     finally:
         ray.shutdown()
     attempt.seconds["run"] = time.monotonic() - started
@@ -111,7 +111,9 @@ def _watch(
                 attempt.add(outcome)
                 failed = outcome.shard.rows - outcome.statuses.get("ok", 0)
                 progress.advance(outcome.shard.rows, failed)
-            progress.show(len(pool.replicas), pool.resources.replicas)
+            while pool.losses:
+                progress.tell(f"a replica was lost: {pool.losses.pop()}")
+            progress.show(pool.live, pool.resources.replicas)
             if attempt.failed_images > tolerated:
                 attempt.stopped = Exit.TOO_MANY_FAILED
                 return
@@ -126,26 +128,32 @@ def publish_class_heatmaps(
     table = class_heatmaps(result, grid)
     metadata = {"run": run.id, "parts_digest": result.digest}
     run.class_heatmaps.replace(schema.encode_parquet(table, metadata))
-    for heatmap in read_means(table):
+
+    def draw(heatmap: ClassHeatmap) -> None:
         picture = heatmaps.png(heatmap.mean.reshape(grid), heatmap.name, heatmap.count)
-        name = f"{heatmap.target:05d}-{heatmap.name}"
-        run.class_heatmap_picture(name).replace(picture)
+        run.class_heatmap_picture(f"{heatmap.target:05d}-{heatmap.name}").replace(picture)
+
+    with ThreadPoolExecutor(PICTURE_WRITERS) as writers:
+        list(writers.map(draw, read_means(table)))
     attempt.seconds["aggregate"] = time.monotonic() - started
     return result
 
 
-@contextmanager
-def terminated_by_signal() -> Iterator[None]:
-    """Turn SIGTERM into the exception Terminated, for the time of the block.
+class Signals:
+    """SIGTERM as a KeyboardInterrupt, which is the only one that Ray's calls let through."""
 
-    To be entered after Ray has started, which installs a handler of its own that ends the process.
-    """
+    terminated = False
 
-    def terminate(_signal: int, _frame: FrameType | None) -> None:
-        raise Terminated
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """To be entered after Ray has started, which installs a handler of its own."""
 
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+        def terminate(_signal: int, _frame: FrameType | None) -> None:
+            self.terminated = True
+            raise KeyboardInterrupt
+
+        previous = signal.signal(signal.SIGTERM, terminate)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)

@@ -16,6 +16,7 @@ from ray.exceptions import (
     ObjectLostError,
     OutOfMemoryError,
     RayActorError,
+    RayTaskError,
     WorkerCrashedError,
 )
 
@@ -96,20 +97,22 @@ def _check_reachable(address: str) -> None:
 
 
 def resources(execution: ExecutionConfig) -> Resources:
-    """Decide what a replica is: a GPU where the cluster has one, else a share of its cores.
+    """Decide what a replica is: a GPU where the cluster has one, else some cores of one node.
 
     A CPU replica computes on all of its cores, and the little that decoding takes beside a ViT on
     a CPU is left to the operating system: loading tasks ask for no core of their own there.
     """
-    total = ray.cluster_resources()
-    cpus, gpus = int(total.get("CPU", 1)), int(total.get("GPU", 0))
-    on_gpu = execution.device == "cuda" or (execution.device == "auto" and gpus > 0)
-    if on_gpu:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores_of_nodes = [int(node.get("CPU", 0)) for node in nodes]
+    cpus, largest = sum(cores_of_nodes), max(cores_of_nodes, default=0)
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    if execution.device == "cuda" or (execution.device == "auto" and gpus > 0):
         replicas = execution.replicas or max(1, gpus)
         ahead = 2 + cpus // replicas
         return Resources("cuda", replicas, 0, 1, loader_cpus=1, ahead=ahead, threads=None)
-    replicas = execution.replicas or max(1, cpus // CORES_OF_A_CPU_REPLICA)
-    cores = max(1, cpus // replicas)
+    wanted = sum(max(1, cores // CORES_OF_A_CPU_REPLICA) for cores in cores_of_nodes if cores)
+    replicas = execution.replicas or max(1, wanted)
+    cores = max(1, min(largest, cpus // replicas))
     share = min(float(cores), cpus / replicas)
     return Resources("cpu", replicas, share, 0, loader_cpus=0, ahead=1, threads=cores)
 
@@ -119,6 +122,7 @@ class _Member:
     """A replica and what it was given: the shard in hand and the one that loads behind it."""
 
     actor: Any
+    ready: bool = False
     shard: Shard | None = None
     upcoming: Shard | None = None
 
@@ -131,16 +135,22 @@ class Pool:
     resources: Resources
     start_timeout: float
     replicas: list[ReplicaInfo] = field(default_factory=list)
+    losses: list[str] = field(default_factory=list)
     _queue: deque[Shard] = field(default_factory=deque)
     _attempts: Counter[int] = field(default_factory=Counter)
     _calls: dict["ObjectRef[Any]", _Member] = field(default_factory=dict)
-    _losses: int = 0
+    _losses_in_a_row: int = 0
+
+    @property
+    def live(self) -> int:
+        """How many replicas are at work."""
+        return sum(member.ready for member in self._calls.values())
 
     def explain(self, shards: list[Shard]) -> Generator[ShardReport | ShardFailure | None]:
         """Yield a report or a failure for every shard as they end, and None where time passes.
 
-        Leaving the iterator early ends all replicas. Raises ClusterError where no replica starts
-        within `start_timeout` seconds, or replicas are lost over and over.
+        Leaving the iterator early ends all replicas. Raises ClusterError where for `start_timeout`
+        seconds no replica is there to work, or replicas are lost over and over.
         """
         self._queue.extend(shards)
         job = ray.put(self.job)
@@ -148,11 +158,13 @@ class Pool:
         try:
             for _ in range(min(self.resources.replicas, len(shards))):
                 self._start(job)
-            started = time.monotonic()
+            last_live = time.monotonic()
             while outstanding:
                 done, _ = ray.wait(list(self._calls), num_returns=1, timeout=POLL_SECONDS)
+                if self.live:
+                    last_live = time.monotonic()
                 if not done:
-                    self._check_started(started)
+                    self._check_alive(last_live)
                     yield None
                 for call in done:
                     outcome = self._settle(call, job)
@@ -187,14 +199,15 @@ class Pool:
         try:
             result: ReplicaInfo | ShardReport = ray.get(call)
         except RayActorError as error:
-            return self._replace(member, job, str(error))
+            return self._replace(member, job, reason(error))
         except INFRASTRUCTURE as error:
-            outcome = self._retry(member.shard, str(error))
+            outcome = self._retry(member.shard, reason(error))
             self._assign(member)
             return outcome
-        self._losses = 0
+        self._losses_in_a_row = 0
         if isinstance(result, ReplicaInfo):
             self._admit(result)
+            member.ready = True
         self._assign(member)
         return None if isinstance(result, ReplicaInfo) else result
 
@@ -228,9 +241,10 @@ class Pool:
     def _replace(self, member: _Member, job: "ObjectRef[Job]", error: str) -> ShardFailure | None:
         """A lost replica may have published its shard or not: creating a part twice is harmless."""
         ray.kill(member.actor)
-        self._losses += 1
-        if self._losses > MOST_ATTEMPTS * self.resources.replicas:
-            raise ClusterError(f"{self._losses} replicas were lost in a row; the last: {error}")
+        self.losses.append(error)
+        self._losses_in_a_row += 1
+        if self._losses_in_a_row > MOST_ATTEMPTS * self.resources.replicas:
+            raise ClusterError(f"{self._losses_in_a_row} replicas lost in a row; the last: {error}")
         if member.upcoming is not None:
             self._queue.appendleft(member.upcoming)
         outcome = self._retry(member.shard, error)
@@ -248,12 +262,20 @@ class Pool:
         self._queue.append(shard)
         return None
 
-    def _check_started(self, started: float) -> None:
-        if self.replicas or time.monotonic() - started < self.start_timeout:
+    def _check_alive(self, last_live: float) -> None:
+        if time.monotonic() - last_live < self.start_timeout:
             return
-        have = ray.cluster_resources()
+        need, nodes = self.resources, [n["Resources"] for n in ray.nodes() if n["Alive"]]
+        have = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes)
         raise ClusterError(
-            f"0 of {self.resources.replicas} replicas started in {self.start_timeout:g} s; each "
-            f"asks for {self.resources.replica_gpus:g} GPUs and {self.resources.replica_cpus:g} "
-            f"CPUs, the cluster has {have.get('GPU', 0):g} GPUs and {have.get('CPU', 0):g} CPUs"
+            f"0 of {need.replicas} replicas at work for {self.start_timeout:g} s; each asks one "
+            f"node for {need.replica_gpus:g} GPUs and {need.replica_cpus:g} CPUs; the nodes have "
+            f"{have}"
         )
+
+
+def reason(error: BaseException) -> str:
+    """The innermost cause in one line, without the traces of the processes that it came through."""
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

@@ -15,7 +15,7 @@ from jobs.config import ConfigurationError, ExplainConfig, ModelConfig
 from jobs.plan import shard_size
 from storage.locations import Location, StorageUnavailable
 from storage.manifests import Manifest, ManifestError, read_folder, read_manifest
-from storage.runs import fingerprint
+from storage.runs import fingerprint, read_description
 from storage.schema import SCHEMA_VERSION
 
 Value = TypeVar("Value")
@@ -27,7 +27,10 @@ INPUT_ERRORS = (
     StorageUnavailable,
     ValueError,
     OSError,
+    ImportError,  # gs:// without its package
 )
+# Of the configuration; a signed url is a secret.
+URLS = ("images", "manifest", "checkpoint", "head", "class_names", "out")
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,9 @@ class Prepared:
 
     @property
     def labels_unknown(self) -> int:
-        """Rows whose label is no class of the model."""
-        return _labels_unknown(self.manifest, self.model)
+        """Rows that have a label, which is no class of the model."""
+        strangers = _strangers(self.manifest, self.model)
+        return sum(count for label, count in strangers.items() if label is not None)
 
 
 def prepare(config: ExplainConfig) -> Prepared:
@@ -65,8 +69,7 @@ def prepare(config: ExplainConfig) -> Prepared:
 
     input_options = attempt("--input-storage", lambda: read_options(config.input.storage)) or {}
     output_options = attempt("--output-storage", lambda: read_options(config.output_storage)) or {}
-    out = Location(config.out, output_options)
-    attempt("--out", lambda: _check_writable(out))
+    out = attempt("--out", lambda: _output(config, output_options))
     target = attempt("--target", lambda: Target.parse(config.method.target))
     method = ReciproCam(
         config.method.block, config.method.residual, config.method.mask, config.method.score
@@ -81,9 +84,9 @@ def prepare(config: ExplainConfig) -> Prepared:
         attempt("--target", lambda: target.per_image(model.classes))
         if manifest is not None and target.kind == "label":
             attempt("--target", lambda: _check_labels(manifest, model))
-    if problems or model is None or target is None or manifest is None:
+    if problems or model is None or target is None or manifest is None or out is None:
         raise ConfigurationError(problems)
-    description = _describe(config, model, manifest, target)
+    description = _describe(config, out, model, manifest, target)
     return Prepared(model, method, target, manifest, input_options, out, description)
 
 
@@ -100,13 +103,22 @@ def read_options(path: str | None) -> dict[str, Any]:
     return content
 
 
-def _check_writable(out: Location) -> None:
+def _output(config: ExplainConfig, options: Mapping[str, Any]) -> Location:
+    """Where the run goes, tried by writing there."""
+    out = Location(config.out, options)
+    images = None if config.input.images is None else Location(config.input.images).url
+    if images is not None and f"{out.url}/".startswith(f"{images}/"):
+        raise ValueError(
+            f"{out} lies within --images, so the run's own pictures would become images of the "
+            "next start; write elsewhere"
+        )
     probe = out.child(f".writable-{uuid.uuid4().hex}")
     try:
         probe.create(b"probe")
         probe.delete()
     except (OSError, StorageUnavailable) as error:
         raise OSError(f"cannot write to {out}: {error}") from error
+    return out
 
 
 def _manifest(config: ExplainConfig, options: Mapping[str, Any]) -> Manifest:
@@ -155,7 +167,7 @@ def _checkpoint(url: str | None, options: Mapping[str, Any]) -> Checkpoint | Non
     try:
         data = location.read()
     except FileNotFoundError:
-        raise CheckpointError(f"there is no file at {url}") from None
+        raise CheckpointError(f"there is no file at {location}") from None
     try:
         beside: bytes | None = location.parent.child("config.json").read()
     except FileNotFoundError:
@@ -163,32 +175,37 @@ def _checkpoint(url: str | None, options: Mapping[str, Any]) -> Checkpoint | Non
     return read_checkpoint(data, location.name, beside)
 
 
-def _labels_unknown(manifest: Manifest, model: VitClassifier) -> int:
+def _strangers(manifest: Manifest, model: VitClassifier) -> dict[str | int | None, int]:
+    """Labels that are no class of the model, null among them, and how many rows have each."""
     counts = pc.value_counts(manifest.table.column("label")).to_pylist()
     names = model.class_names
-    return sum(item["counts"] for item in counts if names.index(item["values"]) is None)
+    return {i["values"]: i["counts"] for i in counts if names.index(i["values"]) is None}
 
 
 def _check_labels(manifest: Manifest, model: VitClassifier) -> None:
-    unknown = _labels_unknown(manifest, model)
-    if unknown:
-        labels = pc.unique(manifest.table.column("label")).to_pylist()
-        strangers = [label for label in labels if model.class_names.index(label) is None]
+    strangers = _strangers(manifest, model)
+    if strangers:
+        unknown = sum(strangers.values())
         raise ValueError(
             f"target label needs a label that is a class of the model in every row; {unknown} of "
-            f"{manifest.table.num_rows} have none, such as {strangers[:3]}; the model's classes "
-            f"are {', '.join(model.class_names.names[:3])}, ...; explain the predicted class "
-            "instead, or give --class-names"
+            f"{manifest.table.num_rows} have none, such as {list(strangers)[:3]}; the model's "
+            f"classes are {', '.join(model.class_names.names[:3])}, ...; explain the predicted "
+            "class instead, or give --class-names"
         )
 
 
 def _describe(
-    config: ExplainConfig, model: VitClassifier, manifest: Manifest, target: Target
+    config: ExplainConfig,
+    out: Location,
+    model: VitClassifier,
+    manifest: Manifest,
+    target: Target,
 ) -> dict[str, Any]:
     """run.json: what identifies the run, and beside it what was asked for in full."""
     targets = target.per_image(model.classes)
     rows = manifest.table.num_rows
-    size = shard_size(rows, targets)
+    stored = read_description(out)
+    size = shard_size(rows, targets) if stored is None else stored["shard_size"]
     identity = {
         "model": {
             "name": model.name,
@@ -203,15 +220,24 @@ def _describe(
         "shard_size": size,
         "schema_version": SCHEMA_VERSION,
     }
-    asked = asdict(config)
-    # Files of options may hold secrets, and where they lie is nobody's business downstream.
-    del asked["output_storage"], asked["input"]["storage"]
     return {
-        "fingerprint": fingerprint(identity),
         "fingerprint_of": identity,
-        "config": asked,
+        "config": _without_secrets(asdict(config)),
         "rows": rows,
         "shard_size": size,
         "targets_per_image": targets,
         "grid": list(model.grid),
     }
+
+
+def _without_secrets(asked: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without the files of options, and with urls as messages may show them."""
+    shown: dict[str, Any] = {}
+    for key, value in asked.items():
+        if isinstance(value, dict):
+            shown[key] = _without_secrets(value)
+        elif key in URLS and isinstance(value, str):
+            shown[key] = Location(value).shown if "://" in value else value
+        elif key not in ("storage", "output_storage"):
+            shown[key] = value
+    return shown

@@ -54,6 +54,10 @@ class RunProgress:
         self.last_line = time.monotonic()
         self.console.print(f"{description}: {self.done} of {self.images} images, {rate}")
 
+    def tell(self, line: str) -> None:
+        """Print a line above the bar."""
+        self.bar.console.print(line, markup=False)
+
     def advance(self, images: int, failed: int) -> None:
         """Count a shard's images."""
         self.done += images

@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jobs.aggregate import Aggregate
 from jobs.config import Exit, ExplainConfig
-from jobs.plan import Shard, remaining
+from jobs.plan import Shard
 from jobs.pool import Resources, ShardFailure
 from jobs.prepare import Prepared
 from jobs.worker import ShardReport
@@ -42,25 +43,16 @@ class Attempt:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
     @property
+    def interrupted(self) -> bool:
+        return self.stopped in (Exit.INTERRUPTED, Exit.TERMINATED)
+
+    @property
     def failed_images(self) -> int:
         return self.statuses.total() - self.statuses["ok"]
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def start(run: Run, prepared: Prepared) -> None:
-    """Mark the run as running; the images' counts follow at its end."""
-    run.write_summary(
-        {
-            "state": "running",
-            "run": run.id,
-            "rows": prepared.rows,
-            "labels_unknown": prepared.labels_unknown,
-            "started": now(),
-        }
-    )
 
 
 def attempt_info(config: ExplainConfig, resources: Resources) -> dict[str, Any]:
@@ -75,85 +67,103 @@ def attempt_info(config: ExplainConfig, resources: Resources) -> dict[str, Any]:
     }
 
 
-def exit_code(summary: Mapping[str, Any], max_failed: float) -> Exit:
+def start(run: Run, prepared: Prepared, attempt: Attempt) -> None:
+    """Mark the run as running; the images' counts follow at its end."""
+    run.write_summary({"state": "running", **_common(run, prepared, attempt)})
+
+
+def complete(
+    console: Console,
+    run: Run,
+    prepared: Prepared,
+    attempt: Attempt,
+    result: Aggregate,
+    max_failed: float,
+) -> Exit:
+    """Close a run whose every row is written: summary.json, and a table of what lies where."""
+    summary = _common(run, prepared, attempt) | {
+        "statuses": dict(sorted(result.statuses.items())),
+        "parts": result.parts,
+        "parts_digest": result.digest,
+        "classes_explained": len(result.names),
+        "ended": now(),
+    }
+    code = _exit_code(summary, max_failed)
+    summary["state"] = "complete" if code is Exit.COMPLETE else "failed"
+    run.write_summary(summary)
+    _tell_result(console, run, summary, code)
+    return code
+
+
+def incomplete(
+    console: Console, run: Run, prepared: Prepared, attempt: Attempt, missing: list[Shard]
+) -> Exit:
+    """Say what is missing and why; the same command does the rest."""
+    code = attempt.stopped or Exit.INCOMPLETE
+    errors = Counter(failure.error for failure in attempt.failures)
+    if attempt.problem is not None:
+        errors[attempt.problem] += 1
+    run.write_summary(
+        _common(run, prepared, attempt)
+        | {
+            "state": "failed" if code is Exit.TOO_MANY_FAILED else "incomplete",
+            "shards_missing": len(missing),
+            "errors": dict(errors),
+            "ended": now(),
+        }
+    )
+    if attempt.problem is not None:
+        console.print(attempt.problem, markup=False)
+    for error, count in Counter(failure.error for failure in attempt.failures).items():
+        console.print(f"left undone, {count} shards: {error}", markup=False)
+    if code is Exit.TOO_MANY_FAILED:
+        _tell_too_many_failed(console, attempt.failed_images, attempt.statuses.total())
+    console.print(
+        f"incomplete: {len(missing)} shards are not yet written to {run.root.shown}; the same "
+        "command does the rest",
+        markup=False,
+    )
+    return code
+
+
+def _common(run: Run, prepared: Prepared, attempt: Attempt) -> dict[str, Any]:
+    """What every summary holds; seconds and rate are the last attempt's."""
+    seconds = {stage: round(value, 3) for stage, value in sorted(attempt.seconds.items())}
+    images = attempt.statuses.total()
+    return {
+        "run": run.id,
+        "rows": prepared.rows,
+        "labels_unknown": prepared.labels_unknown,
+        "last_attempt": {
+            "images": images,
+            "seconds": seconds,
+            "images_per_second": round(images / seconds["run"], 2) if images else None,
+        },
+    }
+
+
+def _exit_code(summary: Mapping[str, Any], max_failed: float) -> Exit:
     """The code of a run whose every row is written."""
     failed = summary["rows"] - summary["statuses"].get("ok", 0)
     return Exit.TOO_MANY_FAILED if failed > max_failed * summary["rows"] else Exit.COMPLETE
 
 
-def complete(
-    console: Console, run: Run, config: ExplainConfig, result: Aggregate, attempt: Attempt
-) -> Exit:
-    """Close a run whose every row is written: summary.json, and a table of what lies where."""
-    seconds = {stage: round(value, 3) for stage, value in sorted(attempt.seconds.items())}
-    images = attempt.statuses.total()
-    summary = (run.read_summary() or {"labels_unknown": 0}) | {
-        "run": run.id,
-        "rows": result.images,
-        "statuses": dict(sorted(result.statuses.items())),
-        "parts": result.parts,
-        "parts_digest": result.digest,
-        "classes_explained": len(result.names),
-        "seconds": seconds,
-        "images_per_second": round(images / seconds["run"], 2) if images else None,
-        "ended": now(),
-    }
-    code = exit_code(summary, config.execution.max_failed)
-    summary["state"] = "complete" if code is Exit.COMPLETE else "failed"
-    run.write_summary(summary)
-    _tell_result(console, run, summary)
-    if code is Exit.TOO_MANY_FAILED:
-        _tell_too_many_failed(console, result.images - result.statuses["ok"], result.images)
-    return code
-
-
-def incomplete(
-    console: Console, run: Run, config: ExplainConfig, planned: list[Shard], attempt: Attempt
-) -> Exit:
-    """Say what is missing and why; the same command does the rest."""
-    missing = remaining(planned, run.committed())
-    state = "failed" if attempt.stopped is Exit.TOO_MANY_FAILED else "incomplete"
-    failures = [{"shard": f.shard.index, "error": f.error} for f in attempt.failures]
-    summary = run.read_summary() or {}
-    run.write_summary(
-        summary | {"state": state, "shards_missing": len(missing), "errors": failures}
-    )
-    if attempt.problem is not None:
-        console.print(attempt.problem, markup=False)
-    for failure in attempt.failures:
-        console.print(f"shard {failure.shard.index} is left undone: {failure.error}", markup=False)
-    if attempt.stopped is Exit.TOO_MANY_FAILED:
-        _tell_too_many_failed(console, attempt.failed_images, attempt.statuses.total())
-    console.print(
-        f"incomplete: {len(planned) - len(missing)} of {len(planned)} shards are written to "
-        f"{run.root.shown}; the same command does the rest",
-        markup=False,
-    )
-    return attempt.stopped or Exit.INCOMPLETE
-
-
-def _tell_too_many_failed(console: Console, failed: int, images: int) -> None:
-    console.print(
-        f"{failed} of {images} images failed, more than --max-failed allows; their rows say why "
-        "(columns status and error); give a larger --max-failed if that is as it should be",
-        markup=False,
-    )
-
-
 def tell_plan(console: Console, prepared: Prepared, planned: list[Shard]) -> None:
-    """One line of what will be explained, and one where labels are no classes of the model."""
-    grid, method = prepared.model.grid, prepared.method
-    console.print(
+    """What will be explained, and what of the input is not as one might think."""
+    grid, method, manifest = prepared.model.grid, prepared.method, prepared.manifest
+    lines = [
         f"{prepared.rows} images in {len(planned)} shards; {prepared.model.name}, "
         f"{prepared.model.classes} classes, {grid[0]} x {grid[1]} patches; block {method.block}, "
-        f"{method.residual} residual, {method.mask} masks, target {prepared.target.kind}",
-        markup=False,
-    )
+        f"{method.residual} residual, {method.mask} masks, target {prepared.target.kind}"
+    ]
+    if manifest.ignored:
+        lines.append(f"{manifest.ignored} files beside them are no images by their names")
     if prepared.labels_unknown:
-        console.print(
+        lines.append(
             f"{prepared.labels_unknown} of {prepared.rows} labels are no class of the model: they "
-            "stay in label_name, with a null label",
+            "stay in label_name, with a null label"
         )
+    console.print("\n".join(lines), markup=False)
 
 
 def warn_unless_conditional(console: Console, run: Run) -> None:
@@ -166,25 +176,43 @@ def warn_unless_conditional(console: Console, run: Run) -> None:
         )
 
 
-def tell_finished(console: Console, run: Run, summary: Mapping[str, Any]) -> None:
-    """A finished run was asked for again."""
+def tell_finished(
+    console: Console, run: Run, config: ExplainConfig, summary: Mapping[str, Any]
+) -> Exit:
+    """A finished run was asked for again: it returns its code again."""
+    code = _exit_code(summary, config.execution.max_failed)
     console.print("this run is finished; nothing to do")
-    _tell_result(console, run, summary)
+    _tell_result(console, run, summary, code)
+    return code
 
 
-def _tell_result(console: Console, run: Run, summary: Mapping[str, Any]) -> None:
+def _tell_too_many_failed(console: Console, failed: int, images: int) -> None:
+    console.print(
+        f"{failed} of {images} images failed, more than --max-failed allows; their rows say why "
+        "(columns status and error); give a larger --max-failed if that is as it should be",
+        markup=False,
+    )
+
+
+def _tell_result(console: Console, run: Run, summary: Mapping[str, Any], code: Exit) -> None:
     table = Table(title=f"run {run.id}", title_justify="left", show_header=False)
     statuses = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
-    table.add_row("images", f"{summary['rows']}: {statuses}")
-    if summary["images_per_second"]:
-        seconds = summary["seconds"]
-        rate = f"{summary['images_per_second']:g} images/s, start-up included"
-        table.add_row(
-            "speed", f"{rate}; {seconds['run']:.0f} s, {seconds['start']:.0f} of them to start"
+    rows = {"images": f"{summary['rows']}: {statuses}"}
+    attempt = summary["last_attempt"]
+    if attempt["images"]:
+        seconds = attempt["seconds"]
+        rows["speed"] = (
+            f"{attempt['images_per_second']:g} images/s, start-up included "
+            f"({seconds['start']:.0f} of {seconds['run']:.0f} s)"
         )
-    root = run.root.shown
-    table.add_row("explanations", f"{root}/explanations/ ({summary['parts']} Parquet parts)")
-    table.add_row("class heatmaps", f"{root}/class_heatmaps.parquet")
-    table.add_row("", f"{root}/class_heatmaps/*.png ({summary['classes_explained']} classes)")
-    table.add_row("summary", f"{root}/summary.json")
+    root, pictures = run.root.shown, summary["classes_explained"]
+    rows["explanations"] = f"{root}/explanations/ ({summary['parts']} Parquet parts)"
+    rows["class heatmaps"] = f"{root}/class_heatmaps.parquet"
+    rows["their pictures"] = f"{root}/class_heatmaps/*.png ({pictures} classes)"
+    rows["summary"] = f"{root}/summary.json"
+    for name, value in rows.items():
+        table.add_row(name, Text(value))
     console.print(table)
+    if code is Exit.TOO_MANY_FAILED:
+        failed = summary["rows"] - summary["statuses"].get("ok", 0)
+        _tell_too_many_failed(console, failed, summary["rows"])

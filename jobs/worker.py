@@ -16,6 +16,7 @@ from explainer.preprocess import Decoded
 from jobs.loader import Batch
 from jobs.plan import Shard
 from storage import schema
+from storage.locations import Location, StorageUnavailable
 from storage.runs import Run
 
 
@@ -70,11 +71,32 @@ class ExplainWorker:
             seconds["fetch"] += batch.fetch_seconds
             seconds["decode"] += batch.decode_seconds
             statuses.update(image.status for image in batch.images)
+        self._refuse_outage(tables)
         started = time.perf_counter()
         part = schema.encode_parquet(pa.concat_tables(tables), self._metadata(shard))
         created = self.job.run.publish(shard.index, part)
         seconds["write"] = time.perf_counter() - started
         return ShardReport(shard, created, dict(statuses), seconds)
+
+    def _refuse_outage(self, tables: list[pa.Table]) -> None:
+        """Where a remote store refuses or lacks most of a shard, the store is at fault, not images.
+
+        Raises StorageUnavailable, so that no such rows are committed (design: Guarantees).
+        """
+        rows = [row for t in tables for row in t.select(["status", "error", "uri"]).to_pylist()]
+        refused = [
+            row
+            for row in rows
+            if row["status"] in ("denied", "missing")
+            and row["uri"]
+            and not Location(row["uri"]).is_local
+        ]
+        for status, count in Counter(row["status"] for row in refused).items():
+            if count > len(rows) / 2:
+                example = next(row["error"] for row in refused if row["status"] == status)
+                raise StorageUnavailable(
+                    f"{count} of a shard's {len(rows)} images are {status}, such as {example}"
+                )
 
     def _metadata(self, shard: Shard) -> dict[str, str]:
         """What may differ between parts of one run, or helps to read a part by itself."""
@@ -152,7 +174,8 @@ class ExplainWorker:
     ) -> list[list[dict[str, Any]]]:
         """For each explained image, the columns of each of its targets."""
         probabilities = explanation.logits.softmax(-1)
-        predicted = probabilities.argmax(-1)
+        # Of the logits, like the targets: probabilities that saturate can tie.
+        predicted = explanation.logits.argmax(-1)
         described = statistics(saliency)
         names = self.job.model.class_names.names
         columns = {

@@ -275,7 +275,10 @@ def _filesystem(protocol: str, options: Mapping[str, Any]) -> AbstractFileSystem
 def _new_filesystem(protocol: str, options: Mapping[str, Any]) -> AbstractFileSystem:
     kind = fsspec.get_filesystem_class(protocol)
     if not _is_s3(f"{protocol}://"):
-        return kind(**{"skip_instance_cache": True, **options})
+        try:
+            return kind(**{"skip_instance_cache": True, **options})
+        except TypeError:  # without the cause: its text may hold an option's value
+            raise ValueError(f"the options given are not for {protocol}:// urls") from None
     config = {**_S3_CONFIG, **options.get("config_kwargs", {})}
     options = {"use_listings_cache": False, **options, "config_kwargs": config}
     filesystem = kind(**options, skip_instance_cache=True)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.locations import Location
+from storage.locations import Location, StorageUnavailable
 from storage.schema import SCHEMA_VERSION
 
 _PART = re.compile(r"part-(\d{8,})\.parquet")
@@ -68,8 +68,14 @@ class Run:
         return {int(match[1]) for name in names if (match := _PART.fullmatch(name))}
 
     def publish(self, index: int, data: bytes) -> bool:
-        """Commit a shard: False if its part was there already, and then this one is discarded."""
-        return self.part(index).create(data)
+        """Commit a shard: False if its part was there already, and then this one is discarded.
+
+        Raises StorageUnavailable, also where writing is refused: that is no property of a shard.
+        """
+        try:
+            return self.part(index).create(data)
+        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+            raise StorageUnavailable(f"cannot write {self.part(index)}: {error}") from error
 
     def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A committed part's rows, or only some of their columns; metadata is the schema's."""

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 
 from jobs.cli import set_ray_environment
+from jobs.config import ExecutionConfig, InputConfig, MethodConfig, ModelConfig
 
 
 def saliency(*arguments: str) -> subprocess.CompletedProcess:
@@ -38,9 +40,18 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray(arguments):
 
 def test_every_option_is_documented():
     answer = saliency("explain", "--help").stdout
-    for option in ("--images", "--manifest", "--model", "--checkpoint", "--head", "--target"):
-        assert option in answer
-    assert "Where" in answer
+    groups = (InputConfig, ModelConfig, MethodConfig, ExecutionConfig)
+    named = {"name": "model", "storage": "input-storage"}
+    for group in groups:
+        for option in fields(group):
+            assert f"--{named.get(option.name, option.name.replace('_', '-'))}" in answer
+
+
+def test_the_demo_tells_what_is_wrong_with_its_output():
+    answer = saliency("demo", "--out", "/proc/nothing")
+    assert answer.returncode == 2
+    assert "--out: " in answer.stdout
+    assert "Traceback" not in answer.stderr
 
 
 def test_bad_input_exits_2_with_a_line_a_problem(tmp_path):

@@ -17,7 +17,8 @@ from jobs.config import (
     MethodConfig,
 )
 from jobs.config import ModelConfig as Model
-from jobs.prepare import prepare
+from jobs.prepare import _without_secrets, prepare
+from storage.runs import fingerprint, open_or_create
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_folder_without_images(config, tmp_path):
     ("change", "message"),
     [
         ({"checkpoint": "random:x"}, "random weights are asked for as random:SEED; got random:x"),
-        ({"checkpoint": "nowhere.safetensors"}, "there is no file at nowhere.safetensors"),
+        ({"checkpoint": "nowhere.safetensors"}, "nowhere.safetensors"),
         ({"class_names": "nowhere.txt"}, "nowhere.txt"),
         ({"model_args": "[1]"}, "--model-args must be a JSON object; got [1]"),
         ({"model_args": "{"}, "--model"),
@@ -135,13 +136,51 @@ def test_options_are_read_from_json_and_shown_nowhere(config, tmp_path):
     assert str(options) not in json.dumps(prepared.description)
 
 
+def test_signed_urls_lose_their_signature_in_run_json(config):
+    signed = replace(
+        config.model, checkpoint="http://user:pass@127.0.0.1:1/w.safetensors?sig=SIGNED"
+    )
+    (line,) = problems(replace(config, model=signed))
+    assert "SIGNED" not in line
+    assert "pass" not in line
+    shown = _without_secrets({"input": {"manifest": "s3://u:p@b/m.csv?sig=SIGNED", "storage": "x"}})
+    assert shown == {"input": {"manifest": "s3://b/m.csv"}}
+
+
+def test_an_output_within_the_images_is_refused(config):
+    inside = replace(config, out=config.input.images + "/run")
+    (line,) = problems(inside)
+    assert "lies within --images" in line
+
+
+def test_labels_that_are_missing_are_not_labels_of_another_model(config, image_folder):
+    flat = replace(config, input=InputConfig(images=str(image_folder / "ant")))
+    assert prepare(flat).labels_unknown == 0
+
+
+@pytest.mark.parametrize("out", ["", "nowhere://bucket/run", "/proc/nothing/run"])
+def test_outputs_that_cannot_be(config, out):
+    (line,) = problems(replace(config, out=out))
+    assert line.startswith("--out: ")
+
+
+def test_a_resume_takes_the_shard_size_from_run_json(config):
+    first = prepare(config)
+    stored = dict(first.description, shard_size=7)
+    stored["fingerprint_of"] = dict(first.description["fingerprint_of"], shard_size=7)
+    open_or_create(first.out, stored)
+    again = prepare(config)
+    assert again.description["shard_size"] == 7
+    open_or_create(again.out, again.description)
+
+
 def test_the_fingerprint_holds_what_changes_a_row_and_nothing_else(config, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\ne\n")
-    base = prepare(config).description["fingerprint"]
+    base = prepare(config).description["fingerprint_of"]
     same = replace(config, execution=ExecutionConfig(replicas=3, batch_size=7, device="cpu"))
-    assert prepare(same).description["fingerprint"] == base
-    assert prepare(replace(config, out=config.out + "2")).description["fingerprint"] == base
+    assert prepare(same).description["fingerprint_of"] == base
+    assert prepare(replace(config, out=config.out + "2")).description["fingerprint_of"] == base
     model = config.model
     arguments = json.loads(model.model_args)
     others = [
@@ -156,8 +195,8 @@ def test_the_fingerprint_holds_what_changes_a_row_and_nothing_else(config, tmp_p
         replace(config, method=MethodConfig(score="logit")),
         replace(config, method=MethodConfig(target="top:2")),
     ]
-    found = {prepare(other).description["fingerprint"] for other in others}
-    assert len(found | {base}) == len(others) + 1
+    found = [prepare(other).description["fingerprint_of"] for other in others]
+    assert len({fingerprint(identity) for identity in [base, *found]}) == len(others) + 1
 
 
 def test_manifests_of_every_format_plan_the_same_rows(config, image_folder, tmp_path):
