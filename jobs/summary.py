@@ -23,6 +23,7 @@ from storage.locations import creates_conditionally
 from storage.runs import Run
 
 FINISHED = ("complete", "failed")
+MOST_ERRORS_TOLD = 3
 PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "numpy")
 
 
@@ -114,8 +115,11 @@ def incomplete(
     )
     if attempt.problem is not None:
         console.print(attempt.problem, markup=False)
-    for error, count in Counter(failure.error for failure in attempt.failures).items():
-        console.print(f"left undone, {count} shards: {error}", markup=False)
+    for failure in attempt.failures[:MOST_ERRORS_TOLD]:
+        console.print(f"shard {failure.shard.index} left undone: {failure.error}", markup=False)
+    if len(attempt.failures) > MOST_ERRORS_TOLD:
+        more = len(attempt.failures) - MOST_ERRORS_TOLD
+        console.print(f"and {more} shards more; summary.json has their errors", markup=False)
     if code is Exit.TOO_MANY_FAILED:
         _tell_too_many_failed(console, attempt.failed_images, attempt.statuses.total())
     console.print(

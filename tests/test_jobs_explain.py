@@ -394,9 +394,11 @@ def test_an_outage_leaves_shards_undone_and_makes_no_rows(run_job, config, store
     code, told = run_job(remote)
     assert code is Exit.INCOMPLETE
     assert "incomplete: 2 shards are not yet written" in told
-    (line,) = [line for line in told.splitlines() if line.startswith("left undone")]
-    assert line.startswith("left undone, 2 shards: StorageUnavailable: http://127.0.0.1")
-    assert line.endswith("HTTP 503")
+    lines = sorted(line for line in told.splitlines() if "left undone" in line)
+    assert len(lines) == 2
+    for number, line in enumerate(lines):
+        assert line.startswith(f"shard {number} left undone: StorageUnavailable: http://127.0.0.1")
+        assert line.endswith("HTTP 503")
     assert open_run(Location(config.out)).committed() == set()
     store.down = False
     assert run_job(remote)[0] is Exit.COMPLETE
