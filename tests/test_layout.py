@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import itertools
 import re
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def test_what_is_installed_is_what_is_pinned():
         assert match, f"{requirement} is no exact version"
         versions[match[1].lower().replace("_", "-")] = match[2]
     own = {"saliency-jobs", "pip", "setuptools"}
-    for distribution in importlib.metadata.distributions():
+    # Of the environment alone: Ray, once imported, adds a folder of its own to the path.
+    installed = importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
+    for distribution in installed:
         name = distribution.name.lower().replace("_", "-")
         if name not in own:
             assert versions.get(name) == distribution.version, name
