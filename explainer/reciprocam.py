@@ -35,7 +35,7 @@ KERNELS = {
     "1x1": [[1.0]],
     "3x3": [[1 / 16, 1 / 8, 1 / 16], [1 / 8, 1 / 4, 1 / 8], [1 / 16, 1 / 8, 1 / 16]],
 }
-CHUNK_BYTES = {"cpu": 32 * 2**20, "cuda": 2**30}  # of a chunk of masks' largest intermediate
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}  # of a chunk of masks' largest intermediate
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,13 @@ def explain(
     method = method or ReciproCam()
     method.check(model)
     target = Target.parse(target) if isinstance(target, str) else target
-    projected = _project(model, crops, method.block)
-    logits = _logits(model, _unmasked_readout(model, projected))[:, 0]
-    targets = select_targets(logits, target, labels)
+    tokens = _tokens_entering(model, crops, method.block)
     masks = neighbourhoods(model.grid, method.mask, crops.device)
-    masked_readouts = closed_form if method.block == -1 else collapsed
-    scores = [
-        class_scores(_logits(model, readout), targets, method.score)
-        for readout in masked_readouts(model, projected, masks)
-    ]
+    form = closed_form if method.block == -1 else collapsed
+    readouts = form(model, tokens, masks, method.block)
+    logits = _logits(model, next(readouts))[:, 0]
+    targets = select_targets(logits, target, labels)
+    scores = [class_scores(_logits(model, readout), targets, method.score) for readout in readouts]
     maps = torch.cat(scores, dim=1).transpose(1, 2).unflatten(-1, model.grid)
     return Explanation(logits, targets, maps.contiguous())
 
@@ -151,30 +149,15 @@ def neighbourhoods(
     return Neighbourhoods(index.flatten(1), weight.flatten(1))
 
 
-@dataclass(frozen=True)
-class _Projected:
-    """What all masks share: tokens x that enter block k and the projections of norm1(x).
-
-    `linear` holds query, key and value without their bias, so that a masked token's are g times it.
-    """
-
-    block: int
-    tokens: Float[Tensor, "batch tokens width"]
-    linear: Float[Tensor, "batch tokens 3 heads head_width"]
-    bias: Float[Tensor, "3 heads head_width"]
-
-
-def _project(model: VitClassifier, crops: UInt8[Tensor, "batch 3 h w"], block: int) -> _Projected:
+def _tokens_entering(
+    model: VitClassifier, crops: UInt8[Tensor, "batch 3 h w"], block: int
+) -> Float[Tensor, "batch tokens width"]:
     vit = model.vit
-    first = len(vit.blocks) + block
     tokens = vit.patch_embed(model.normalise(crops))
     tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(tokens)))
-    for earlier in vit.blocks[:first]:
+    for earlier in vit.blocks[:block]:
         tokens = earlier(tokens)
-    attn = vit.blocks[first].attn
-    heads = (3, attn.num_heads, attn.head_dim)
-    linear = F.linear(vit.blocks[first].norm1(tokens), attn.qkv.weight).unflatten(-1, heads)
-    return _Projected(first, tokens, linear, _qkv_bias(attn).unflatten(0, heads))
+    return tokens
 
 
 def _qkv_bias(attn: Attention) -> Float[Tensor, " three_widths"]:
@@ -184,71 +167,84 @@ def _qkv_bias(attn: Attention) -> Float[Tensor, " three_widths"]:
     return attn.qkv.bias
 
 
-def _unmasked_readout(
-    model: VitClassifier, projected: _Projected
-) -> Float[Tensor, "batch 1 readout width"]:
-    """The readout tokens of the plain forward pass, from the projections at hand."""
-    blocks = model.vit.blocks
-    masked, tokens = blocks[projected.block], projected.tokens
-    query, key, value = (projected.linear + projected.bias).permute(2, 0, 3, 1, 4)
-    if projected.block == len(blocks) - 1:
-        query, tokens = query[:, :, : model.readout], tokens[:, : model.readout]
-    tokens = _finish(masked, tokens, _attend(masked.attn, query, key, value))
-    if projected.block < len(blocks) - 1:
-        tokens = _remaining_blocks(model, tokens, projected.block + 1)
-    return tokens[:, None]
-
-
 def closed_form(
-    model: VitClassifier, projected: _Projected, masks: Neighbourhoods
+    model: VitClassifier,
+    tokens: Float[Tensor, "batch tokens width"],
+    masks: Neighbourhoods,
+    _block: int,
 ) -> Iterator[Float[Tensor, "batch masks readout width"]]:
-    """Readout tokens of every mask at the last block, a chunk of masks at a time.
+    """Readout tokens at the last block: of the unmasked image, then of every mask in chunks.
 
     With g the mask, the logit of token i is g_i q.W_k y_i + q.b_k, whose second term is the same
     for all tokens and cancels in the softmax; the output is sum_i a_i g_i W_v y_i + b_v. Only
     prefix tokens are read out, and those are never masked: both residual conventions agree.
     """
-    block = model.vit.blocks[projected.block]
-    readout, prefix = model.readout, model.prefix
-    linear_query, key, value = projected.linear.permute(2, 0, 3, 1, 4)
-    query = linear_query[:, :, :readout] + projected.bias[0][:, None]
-    attention = query @ key.transpose(-2, -1) * block.attn.scale
-    residual = projected.tokens[:, None, :readout]
-    weights = attention.new_ones(len(masks.index), projected.tokens.shape[1])
+    block, readout = model.vit.blocks[-1], model.readout
+    attn, width = block.attn, block.attn.attn_dim
+    heads = (attn.num_heads, attn.head_dim)
+    normed, weight, bias = block.norm1(tokens), attn.qkv.weight, _qkv_bias(attn)
+    query = F.linear(normed[:, :readout], weight[:width], bias[:width])
+    linear = F.linear(normed, weight[width:]).unflatten(-1, (2, *heads))
+    key, value = linear.permute(2, 0, 3, 1, 4)
+    query = query.unflatten(-1, heads).transpose(1, 2)
+    scores = (query @ key.transpose(-2, -1) * attn.scale)[:, :, :, None]
+    value_bias = bias[2 * width :].unflatten(0, heads)[:, None]
+    residual = tokens[:, None, :readout]
+    chunk = _chunk_length(max(scores.nbytes, 4 * residual.nbytes), scores)
+    weights = _weights(masks, model.prefix, tokens)
+    for g in (torch.ones_like(weights[:1]), *weights.split(chunk)):
+        share = (scores * g).softmax(-1).mul_(g)
+        mixed = share.flatten(2, 3) @ value + value_bias
+        mixed = mixed.unflatten(2, (readout, len(g))).permute(0, 3, 2, 1, 4).flatten(-2)
+        yield _finish(block, residual, attn.proj(attn.norm(mixed)))
+
+
+def _weights(
+    masks: Neighbourhoods, prefix: int, tokens: Float[Tensor, "batch tokens width"]
+) -> Float[Tensor, "masks tokens"]:
+    """What each mask multiplies each token by: 1 for prefix tokens, 0 for most patches."""
+    weights = tokens.new_ones(len(masks.index), tokens.shape[1])
     weights[:, prefix:] = 0.0
     weights[:, prefix:].scatter_add_(1, masks.index, masks.weight.to(weights))
-    mask_bytes = max(attention.nbytes, 4 * residual.nbytes)
-    for g in weights.split(_chunk_length(mask_bytes, attention)):
-        share = (attention[:, :, :, None] * g).softmax(-1) * g
-        mixed = share.flatten(2, 3) @ value + projected.bias[2][:, None]
-        mixed = mixed.unflatten(2, (readout, len(g))).permute(0, 3, 2, 1, 4).flatten(-2)
-        yield _finish(block, residual, block.attn.proj(block.attn.norm(mixed)))
+    return weights
 
 
 def collapsed(
-    model: VitClassifier, projected: _Projected, masks: Neighbourhoods
+    model: VitClassifier,
+    tokens: Float[Tensor, "batch tokens width"],
+    masks: Neighbourhoods,
+    block: int,
 ) -> Iterator[Float[Tensor, "batch masks readout width"]]:
-    """Readout tokens of every mask at an earlier block with the masked residual, in chunks.
+    """Readout tokens at an earlier block with the masked residual: unmasked, then masks in chunks.
 
     A sequence is the prefix tokens, the window's tokens times their weights, and one token of
     weight 0 that stands for the N - window others: log(N - window) is added to its attention
     scores. Cells of a window outside the grid have weight 0, so they are such tokens themselves.
+    Query, key and value without their bias are linear in the weight: one projection serves all.
     """
-    block = model.vit.blocks[projected.block]
+    masked, later = model.vit.blocks[block], block + 1
+    attn = masked.attn
+    heads = (3, attn.num_heads, attn.head_dim)
+    linear = F.linear(masked.norm1(tokens), attn.qkv.weight).unflatten(-1, heads)
+    qkv_bias = _qkv_bias(attn).unflatten(0, heads)
+    query, key, value = (linear + qkv_bias).permute(2, 0, 3, 1, 4)
+    plain = _finish(masked, tokens, _attend(attn, query, key, value))
+    yield _remaining_blocks(model, plain, later)[:, None]
+
     rows = _sequences(masks, model.prefix)
-    bias = projected.tokens.new_zeros(rows.index.shape[1])
+    batch, distinct = len(tokens), rows.index.shape[1]
     others = model.patches - masks.index.shape[1]
+    bias = tokens.new_zeros(distinct)
     bias[-1] = math.log(others) if others else -math.inf
-    batch, distinct = len(projected.tokens), rows.index.shape[1]
-    chunk = _chunk_length(4 * projected.tokens[:, 0].nbytes * distinct, bias)
+    chunk = _chunk_length(4 * tokens[:, 0].nbytes * distinct, tokens)
     for index, weight in zip(rows.index.split(chunk), rows.weight.split(chunk), strict=True):
         g = weight.to(bias)[..., None]
-        linear = projected.linear[:, index] * g[..., None, None] + projected.bias
-        query, key, value = linear.flatten(0, 1).permute(2, 0, 3, 1, 4)
-        tokens = (projected.tokens[:, index] * g).flatten(0, 1)
-        tokens = _finish(block, tokens, _attend(block.attn, query, key, value, bias))
-        tokens = _remaining_blocks(model, tokens, projected.block + 1, bias)
-        yield tokens.unflatten(0, (batch, len(index)))
+        gathered = linear[:, index] * g[..., None, None] + qkv_bias
+        query, key, value = gathered.flatten(0, 1).permute(2, 0, 3, 1, 4)
+        sequences = (tokens[:, index] * g).flatten(0, 1)
+        sequences = _finish(masked, sequences, _attend(attn, query, key, value, bias))
+        readout = _remaining_blocks(model, sequences, later, bias)
+        yield readout.unflatten(0, (batch, len(index)))
 
 
 def _chunk_length(mask_bytes: int, like: Tensor) -> int:

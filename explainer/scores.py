@@ -82,9 +82,9 @@ def _logsumexp_of_others(
     Taking the chosen class out of the whole sum cancels where it holds nearly all of the mass, so
     the leading class's rest is summed on its own; every other class has p <= 1/2.
     """
-    leader = logits.argmax(-1, keepdim=True)
+    largest, leader = logits.max(-1, keepdim=True)
     without_leader = logits.scatter(-1, leader, -torch.inf).logsumexp(-1, keepdim=True)
-    total = logits.logsumexp(-1, keepdim=True)
+    total = torch.logaddexp(largest, without_leader)
     is_leader = index == leader
     share = (chosen - total).exp().masked_fill(is_leader, 0.0)
     return torch.where(is_leader, without_leader, total + torch.log1p(-share))
