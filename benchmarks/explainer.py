@@ -31,11 +31,24 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from explainer import ReciproCam, VitClassifier, explain, load_model
-from explainer.reference import masked_logits
+from explainer.definition import definition
+from explainer.masks import masks_of
 from explainer.scores import class_scores
+from explainer.structure import tokens_entering
 
 SLOW_IMAGES, SLOW_ROUNDS = 2, 3  # what costs dozens of passes runs on fewer images, fewer times
-LIMITS = {"last-3x3": 1.0, "default": 2.2}  # --check, in forward passes on a CPU
+LIMITS = {  # --check, in forward passes of the same model on a CPU
+    "last-3x3": 1.0,
+    "default": 1.85,
+    "second-1x1": 1.25,
+    "average-pooled": 2.5,
+    "attention-pooled": 2.5,
+}
+POOLINGS = {  # the same model with another head, for methods that say so
+    "token": {},
+    "avg": {"global_pool": "avg", "class_token": False},
+    "map": {"global_pool": "map", "class_token": False},
+}
 MEGABYTE = 2**20
 Call = Callable[[Tensor], object]
 out = Console(soft_wrap=True, highlight=False)
@@ -48,14 +61,19 @@ class Method:
     title: str
     make: Callable[[VitClassifier], Call]
     slow: bool = False
+    pooling: str = "token"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A method made ready, its images, and in how many of the rounds it takes part."""
+    """A method made ready, its images, and in how many of the rounds it takes part.
+
+    `plain` is a forward pass of the same model.
+    """
 
     key: str
     call: Call
+    plain: Call
     crops: Tensor
     rounds: int
 
@@ -69,16 +87,23 @@ def forward(model: VitClassifier) -> Call:
 
 
 def reciprocam(method: ReciproCam) -> Callable[[VitClassifier], Call]:
-    return lambda model: lambda crops: explain(model, crops, method=method).saliency
+    return lambda model: (
+        lambda crops: explain(model, crops, method=method, allow_definition=True).saliency
+    )
 
 
-def definition(block: int) -> Callable[[VitClassifier], Call]:
+def by_definition(block: int) -> Callable[[VitClassifier], Call]:
+    """Mask by mask through the network's tail, also where a cheaper form would serve."""
+
     def make(model: VitClassifier) -> Call:
-        def call(crops: Tensor) -> Tensor:
+        @torch.inference_mode()
+        def call(crops: Tensor) -> list[Tensor]:
             images = model.normalise(crops)
-            logits = masked_logits(model.vit, images, block=block, residual="masked", mask="3x3")
-            predicted = forward(model)(crops).argmax(-1, keepdim=True)
-            return class_scores(logits, predicted, "log_odds")
+            entering = tokens_entering(model.vit, images, len(model.vit.blocks) + block)
+            masks = masks_of(model.grid, "3x3", images.dtype, images.device)
+            passes = definition(model, entering, masks, "masked")
+            predicted = passes.unmasked.argmax(-1, keepdim=True)
+            return [class_scores(each.logits, predicted, "log_odds") for each in passes.masked]
 
         return call
 
@@ -128,8 +153,14 @@ METHODS = {
     "last-1x1": Method("ReciproCAM, last block, 1x1 masks", reciprocam(ReciproCam(-1, mask="1x1"))),
     "default": Method("ReciproCAM, last but one, 3x3 (default)", reciprocam(ReciproCam())),
     "second-1x1": Method("ReciproCAM, last but one, 1x1", reciprocam(ReciproCam(mask="1x1"))),
-    "definition-last": Method("mask by mask, last block, 3x3", definition(-1), slow=True),
-    "definition-second": Method("mask by mask, last but one, 3x3", definition(-2), slow=True),
+    "average-pooled": Method(
+        "ReciproCAM, last but one, average-pooled model", reciprocam(ReciproCam()), pooling="avg"
+    ),
+    "attention-pooled": Method(
+        "ReciproCAM, last but one, attention-pooled model", reciprocam(ReciproCam()), pooling="map"
+    ),
+    "definition-last": Method("mask by mask, last block, 3x3", by_definition(-1), slow=True),
+    "definition-second": Method("mask by mask, last but one, 3x3", by_definition(-2), slow=True),
     "grad-cam": Method("Grad-CAM (grad-cam)", grad_cam(all_gradients=True)),
     "grad-cam-last": Method(
         "Grad-CAM, gradients of the last block only", grad_cam(all_gradients=False)
@@ -145,9 +176,8 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     keys = [key for key in METHODS if key == "forward" or key in options.methods]
-    model = load_model(options.model, seed=0)
-    model.vit.to(options.device)
-    prepared = [_prepare(key, model, options) for key in keys]
+    models = {pooling: _model(pooling, options) for pooling in _poolings(keys)}
+    prepared = [_prepare(key, models[METHODS[key].pooling], options) for key in keys]
     _describe_machine(options)
     memory = {item.key: _extra_memory(item) for item in prepared}
     times = _rounds(prepared, options.repeats)
@@ -177,6 +207,16 @@ def _options() -> argparse.Namespace:
     return options
 
 
+def _poolings(keys: list[str]) -> list[str]:
+    return [each for each in POOLINGS if any(METHODS[key].pooling == each for key in keys)]
+
+
+def _model(pooling: str, options: argparse.Namespace) -> VitClassifier:
+    model = load_model(options.model, seed=0, model_args=POOLINGS[pooling])
+    model.vit.to(options.device)
+    return model
+
+
 def _prepare(key: str, model: VitClassifier, options: argparse.Namespace) -> Prepared:
     method = METHODS[key]
     images = min(SLOW_IMAGES, options.batch) if method.slow else options.batch
@@ -184,22 +224,22 @@ def _prepare(key: str, model: VitClassifier, options: argparse.Namespace) -> Pre
     generator = torch.Generator().manual_seed(0)
     crops = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     rounds = min(SLOW_ROUNDS, options.repeats) if method.slow else options.repeats
-    return Prepared(key, method.make(model), crops.to(options.device), rounds)
+    return Prepared(key, method.make(model), forward(model), crops.to(options.device), rounds)
 
 
 def _rounds(prepared: list[Prepared], repeats: int) -> dict[str, list[tuple[float, float]]]:
     """Seconds of each method, and of a forward pass of as many images, in each round."""
-    plain = next(item.call for item in prepared if item.key == "forward")
-    batches = {len(item.crops): item.crops for item in prepared}
     times: dict[str, list[tuple[float, float]]] = {item.key: [] for item in prepared}
     for each in range(repeats):
-        passes = {count: _seconds(plain, crops) for count, crops in batches.items()}
+        plain: dict[tuple[str, int], float] = {}
         for item in prepared:
-            if item.key == "forward":
-                times[item.key].append((passes[len(item.crops)], passes[len(item.crops)]))
-            elif each < item.rounds:
-                seconds = _seconds(item.call, item.crops)
-                times[item.key].append((seconds, passes[len(item.crops)]))
+            if each >= item.rounds:
+                continue
+            own = METHODS[item.key].pooling, len(item.crops)
+            if own not in plain:
+                plain[own] = _seconds(item.plain, item.crops)
+            seconds = plain[own] if item.key == "forward" else _seconds(item.call, item.crops)
+            times[item.key].append((seconds, plain[own]))
     return times
 
 
@@ -271,7 +311,7 @@ def _table(
 ) -> dict[str, float]:
     """Print a line a method; returns the ratios."""
     out.print(
-        f"{'method':<42} {'key':<20} {'images':>6} {'ms an image':>11} {'x forward':>9} "
+        f"{'method':<50} {'key':<20} {'images':>6} {'ms an image':>11} {'x forward':>9} "
         f"{'extra MB':>8}"
     )
     ratios = {}
@@ -282,7 +322,7 @@ def _table(
         megabytes = "-" if extra is None else f"{extra / MEGABYTE:.0f}"
         count = len(item.crops)
         out.print(
-            f"{METHODS[item.key].title:<42} {item.key:<20} {count:>6} "
+            f"{METHODS[item.key].title:<50} {item.key:<20} {count:>6} "
             f"{1000 * seconds / count:>11.1f} {ratios[item.key]:>9.2f} {megabytes:>8}"
         )
     out.print(

@@ -7,20 +7,15 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
-from timm.layers import Attention
-from timm.models import (
-    VisionTransformer,
-    VisionTransformerDistilled,
-    get_arch_pretrained_cfgs,
-)
-from timm.models.vision_transformer import Block
+from timm.models import VisionTransformerDistilled, get_arch_pretrained_cfgs
 from torch import nn
 
 from explainer.checkpoints import Checkpoint
 from explainer.classes import ClassNames
 from explainer.heads import LinearHead
-from explainer.models import ModelError, PreprocessingOverrides, VitClassifier
+from explainer.models import ModelError, PreprocessingOverrides, VitClassifier, patch_size
 from explainer.preprocess import Preprocessing
+from explainer.structure import BLOCKS, EMBEDDINGS, TimmModule, pooling
 
 
 def load_model(
@@ -63,7 +58,7 @@ def load_model(
     return VitClassifier(name, vit.eval().requires_grad_(False), preprocessing, names, args)
 
 
-def _structure(name: str, args: Mapping[str, Any]) -> VisionTransformer:
+def _structure(name: str, args: Mapping[str, Any]) -> TimmModule:
     """The model without weights, which costs next to nothing; refused where it is not explained."""
     architecture = name.split(".", maxsplit=1)[0]
     if not (":" in name or "/" in name or timm.is_model(architecture)):
@@ -72,18 +67,13 @@ def _structure(name: str, args: Mapping[str, Any]) -> VisionTransformer:
         raise ModelError(f"timm has no model {name!r}{hint}")
     with torch.device("meta"):
         model = _create(name, args)
-    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
-        kind = type(model).__name__
-        raise _unexplainable(
-            name, f"it is a {kind}, not one of timm's plain VisionTransformer models"
-        )
     _refuse_unexplainable(name, model)
     return model
 
 
 def _with_weights(
     name: str, args: Mapping[str, Any], checkpoint: Checkpoint | None, seed: int | None
-) -> VisionTransformer:
+) -> TimmModule:
     if checkpoint is None and seed is None:
         return _create(name, args, pretrained=True)
     if checkpoint is not None and seed is not None:
@@ -96,7 +86,7 @@ def _with_weights(
 
 def _create(
     name: str, args: Mapping[str, Any], *, seed: int = 0, pretrained: bool = False
-) -> nn.Module:
+) -> TimmModule:
     """timm's create_model, with torch's global random state left as it was."""
     try:
         with torch.random.fork_rng(devices=[]):
@@ -119,28 +109,25 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
-def _refuse_unexplainable(name: str, vit: VisionTransformer) -> None:
-    """Hold the structure against what the fast forms are proven for."""
-    if vit.global_pool != "token" or vit.attn_pool is not None:
-        reason = f"its head pools by {vit.global_pool!r}, not by the class token"
-    elif any(type(block) is not Block for block in vit.blocks):
-        reason = f"its blocks are {type(vit.blocks[0]).__name__}, not pre-norm blocks"
-    elif any(type(block.attn) is not Attention for block in vit.blocks):
-        reason = f"its attention is {type(vit.blocks[0].attn).__name__}"
-    elif any(not isinstance(block.attn.k_norm, nn.Identity) for block in vit.blocks):
-        reason = "it normalises queries and keys (qk_norm)"
-    elif any(block.attn.gate is not None for block in vit.blocks):
-        reason = "its attention is gated"
+def _refuse_unexplainable(name: str, vit: TimmModule) -> None:
+    """Hold the structure against what the forms are proven for."""
+    if type(vit) not in EMBEDDINGS:
+        known = ", ".join(family.__name__ for family in EMBEDDINGS)
+        reason = (
+            f"it is a {type(vit).__name__}, and the method masks patch tokens in front of a block "
+            f"of a plain vision transformer ({known})"
+        )
+    elif any(type(block) not in BLOCKS for block in vit.blocks):
+        strange = next(block for block in vit.blocks if type(block) not in BLOCKS)
+        reason = f"its blocks are {type(strange).__name__}, which are not known to this version"
+    elif not pooling(vit):
+        reason = "its head pools no tokens; give global_pool in --model-args"
     else:
         return
-    raise _unexplainable(name, reason)
+    raise ModelError(f"{name} cannot be explained: {reason}")
 
 
-def _unexplainable(name: str, reason: str) -> ModelError:
-    return ModelError(f"{name} cannot be explained by this version: {reason}")
-
-
-def _refuse_new_classifier(name: str, vit: VisionTransformer) -> None:
+def _refuse_new_classifier(name: str, vit: TimmModule) -> None:
     """timm silently puts a random classifier where another number of classes is asked for."""
     own = vit.pretrained_cfg["num_classes"]
     if vit.num_classes not in (0, own):
@@ -150,7 +137,7 @@ def _refuse_new_classifier(name: str, vit: VisionTransformer) -> None:
         )
 
 
-def _refuse_embedding(name: str, vit: VisionTransformer) -> None:
+def _refuse_embedding(name: str, vit: TimmModule) -> None:
     """Refuse outputs without class names where timm's weights of this architecture have as many."""
     known = get_arch_pretrained_cfgs(vit.pretrained_cfg["architecture"]).values()
     if vit.num_classes in {cfg.num_classes for cfg in known}:
@@ -169,7 +156,7 @@ def _classes_of(checkpoint: Checkpoint | None) -> dict[str, int]:
     return {"num_classes": 0 if weight is None else len(weight)}
 
 
-def _load_state(name: str, vit: VisionTransformer, checkpoint: Checkpoint) -> None:
+def _load_state(name: str, vit: TimmModule, checkpoint: Checkpoint) -> None:
     own = vit.state_dict()
     given = checkpoint.state
     problems = [f"lacks {key}" for key in own if key not in given]
@@ -188,7 +175,7 @@ def _load_state(name: str, vit: VisionTransformer, checkpoint: Checkpoint) -> No
     vit.load_state_dict(dict(given))
 
 
-def _attach(name: str, vit: VisionTransformer, head: LinearHead) -> None:
+def _attach(name: str, vit: TimmModule, head: LinearHead) -> None:
     """Put `head` onto the features, or after the weights' own outputs (CLIP's projection)."""
     if isinstance(vit, VisionTransformerDistilled):
         raise ModelError(f"{name} has a classifier for each of its two class tokens; --head is one")
@@ -205,19 +192,20 @@ def _attach(name: str, vit: VisionTransformer, head: LinearHead) -> None:
     vit.num_classes = head.classes
 
 
-def _resize_input(name: str, vit: VisionTransformer, size: tuple[int, int]) -> None:
-    patch = vit.patch_embed.feat_ratio(as_scalar=False)
+def _resize_input(name: str, vit: TimmModule, size: tuple[int, int]) -> None:
+    patch = patch_size(vit)
     if any(side < step or side % step for side, step in zip(size, patch, strict=True)):
         raise ModelError(
             f"--input-size must be multiples of {name}'s patches of {patch[0]} x {patch[1]} "
             f"pixels; got {size[0]} x {size[1]}"
         )
-    vit.set_input_size(img_size=size)
+    if hasattr(vit, "set_input_size"):
+        vit.set_input_size(img_size=size)
 
 
 def _class_names(
     name: str,
-    vit: VisionTransformer,
+    vit: TimmModule,
     source: Checkpoint | None,
     given: tuple[str, ...] | None,
 ) -> ClassNames:
@@ -241,14 +229,14 @@ def _class_names(
 
 def _preprocessing(
     name: str,
-    vit: VisionTransformer,
+    vit: TimmModule,
     checkpoint: Checkpoint | None,
     overrides: PreprocessingOverrides,
 ) -> Preprocessing:
     cfg = vit.pretrained_cfg | (checkpoint.pretrained_cfg if checkpoint else {})
     config = resolve_model_data_config(vit, pretrained_cfg=cfg)
     own = {
-        "input_size": tuple(vit.patch_embed.img_size),
+        "input_size": _input_size(vit, config["input_size"]),
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
         "crop_pct": config["crop_pct"],
@@ -260,3 +248,11 @@ def _preprocessing(
         return Preprocessing(**(own | given))
     except ValueError as error:
         raise ModelError(f"the preprocessing of {name}: {error}") from error
+
+
+def _input_size(vit: TimmModule, configured: tuple[int, int, int]) -> tuple[int, int]:
+    """What the model was built for; NaFlexVit takes any size, so there the configuration's."""
+    if hasattr(vit, "patch_embed"):
+        height, width = vit.patch_embed.img_size
+        return height, width
+    return configured[-2], configured[-1]

@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from timm.models import (
-    VisionTransformer,
-    VisionTransformerDistilled,
-)
+from timm.models import VisionTransformerDistilled
 from torch import Tensor
 
 from explainer.classes import ClassNames
 from explainer.preprocess import Preprocessing
+from explainer.structure import TimmModule
 
 
 class ModelError(ValueError):
@@ -23,10 +21,10 @@ class ModelError(ValueError):
 
 @dataclass(frozen=True)
 class VitClassifier:
-    """A class-token vision transformer that this package can explain, in evaluation mode."""
+    """A plain vision transformer that this package can explain, in evaluation mode."""
 
     name: str
-    vit: VisionTransformer
+    vit: TimmModule
     preprocessing: Preprocessing
     class_names: ClassNames
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -34,8 +32,11 @@ class VitClassifier:
     @property
     def grid(self) -> tuple[int, int]:
         """Patch tokens as (rows, columns)."""
-        rows, columns = self.vit.patch_embed.grid_size
-        return int(rows), int(columns)
+        if hasattr(self.vit, "patch_embed"):
+            rows, columns = self.vit.patch_embed.grid_size
+            return int(rows), int(columns)
+        (down, across), (height, width) = patch_size(self.vit), self.preprocessing.input_size
+        return height // down, width // across
 
     @property
     def patches(self) -> int:
@@ -52,14 +53,14 @@ class VitClassifier:
 
     @property
     def readout(self) -> int:
-        """How many leading tokens the head reads: the class token, and the distillation token."""
+        """How many leading tokens a token-pooled head reads: of distilled models two."""
         return 2 if isinstance(self.vit, VisionTransformerDistilled) else 1
 
     def normalise(
         self, crops: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Crops as the network takes them, in its own dtype."""
-        return self.preprocessing.normalise(crops, self.vit.cls_token.dtype)
+        return self.preprocessing.normalise(crops, next(self.vit.parameters()).dtype)
 
     def digest(self) -> str:
         """sha256 over every parameter and buffer in order of name: name, dtype, shape and bytes."""
@@ -69,6 +70,13 @@ class VitClassifier:
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
             digest.update(content.numpy().data)
         return digest.hexdigest()
+
+
+def patch_size(vit: TimmModule) -> tuple[int, int]:
+    """Pixels (down, across) that become one token, a convolutional stem's stride included."""
+    embedding = vit.embeds if hasattr(vit, "embeds") else vit.patch_embed
+    down, across = embedding.feat_ratio(as_scalar=False)
+    return int(down), int(across)
 
 
 @dataclass(frozen=True)

@@ -54,9 +54,17 @@ class Preprocessing:
         self, crops: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype
     ) -> Float[Tensor, "batch 3 height width"]:
         """Scale to [0, 1], subtract the mean and divide by the standard deviation."""
-        mean = torch.tensor(self.mean, dtype=dtype, device=crops.device)[:, None, None]
-        std = torch.tensor(self.std, dtype=dtype, device=crops.device)[:, None, None]
+        mean = _channels(self.mean, dtype, crops.device)
+        std = _channels(self.std, dtype, crops.device)
         return (crops.to(dtype) / 255 - mean) / std
+
+
+@cache
+def _channels(
+    values: tuple[float, float, float], dtype: torch.dtype, device: torch.device
+) -> Float[Tensor, "3 1 1"]:
+    """Kept on the device: a copy from the host would make each batch wait."""
+    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,21 @@
 """ViT-ReciproCAM by its definition: one masked forward pass a patch, nothing clever.
 
-Every fast form of `explainer.reciprocam` is tested against this file, so it shares no code with it:
-it calls timm's own modules, one mask after the other.
+Every form of `explainer.reciprocam` is tested against this file, so it shares no code with it: it
+runs timm's own model, whole, one mask after the other, and changes what the masked block reads.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from timm.models import VisionTransformer
 from torch import Tensor
 
+from explainer.structure import TimmModule
+
 KERNEL_3X3 = ((1 / 16, 2 / 16, 1 / 16), (2 / 16, 4 / 16, 2 / 16), (1 / 16, 2 / 16, 1 / 16))
+POST_NORM = ("ResPostBlock", "ResPostRelPosBlock", "EvaBlockPostNorm")
 
 
 def mask_weights(
@@ -36,8 +40,9 @@ def mask_weights(
 
 @torch.inference_mode()
 def masked_logits(
-    vit: VisionTransformer,
+    vit: TimmModule,
     images: Float[Tensor, "batch 3 height width"],
+    grid: tuple[int, int],
     *,
     block: int,
     residual: Literal["kept", "masked"],
@@ -45,35 +50,61 @@ def masked_logits(
 ) -> Float[Tensor, "batch patches classes"]:
     """Logits of every class for every patch's mask, by one masked forward pass a patch.
 
-    At `block`, y = norm1(x) of the patch tokens is multiplied by the mask before attention and the
-    prefix tokens (class, distillation, registers) stay whole. The residual that attention's output
-    is added to is x itself (`kept`: Fig. 1 of arXiv 2310.02588) or x masked alike (`masked`:
-    openvino_xai's ViTReciproCAM). `images` are normalised as the model expects them; `vit` is a
-    timm VisionTransformer in evaluation mode.
+    At `block`, what attention reads is multiplied by the mask on the patch tokens, and the prefix
+    tokens (class, distillation, registers) stay whole. Attention reads y = norm1(x), or x itself in
+    a post-norm block. The residual that its output is added to is x (`kept`: Fig. 1 of arXiv
+    2310.02588) or x masked alike (`masked`: openvino_xai's ViTReciproCAM). `images` are normalised
+    as the model expects them; `vit` is a plain timm transformer of `grid` patches in evaluation
+    mode.
     """
-    x = vit.patch_embed(images)
-    x = vit.norm_pre(vit.patch_drop(vit._pos_embed(x)))
-    blocks = list(vit.blocks)
-    first = block % len(blocks)
-    for earlier in blocks[:first]:
-        x = earlier(x)
-
     prefix = vit.num_prefix_tokens
-    grid = vit.patch_embed.grid_size
-    masked_block = blocks[first]
     every_patch = []
     for row in range(grid[0]):
         for column in range(grid[1]):
-            weights = torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
-            weights[prefix:] = mask_weights(grid, row, column, mask).flatten().to(x)
-            y = masked_block.norm1(x) * weights[:, None]
-            z = x if residual == "kept" else x * weights[:, None]
-            z = z + masked_block.ls1(masked_block.attn(y))
-            z = z + masked_block.ls2(masked_block.mlp(masked_block.norm2(z)))
-            for later in blocks[first + 1 :]:
-                z = later(z)
-            every_patch.append(vit.forward_head(vit.norm(z)))
+            patches = mask_weights(grid, row, column, mask).flatten()
+            weights = torch.cat([torch.ones(prefix, dtype=torch.float64), patches]).to(images)
+            with masked_block(vit.blocks[block], weights[:, None], residual):
+                every_patch.append(vit(images))
     return torch.stack(every_patch, dim=1)
+
+
+@contextmanager
+def masked_block(
+    block: TimmModule, weights: Float[Tensor, "tokens 1"], residual: Literal["kept", "masked"]
+) -> Iterator[None]:
+    """Within, `block` runs as timm wrote it, but its attention reads masked tokens."""
+    norms: list[TimmModule] = []
+    if hasattr(block, "attns"):  # ParallelThingsBlock: several attentions, each with its norm
+        norms = [attn.norm for attn in block.attns]
+    elif hasattr(block, "in_norm"):  # ParallelScalingBlock: attention and MLP read one norm
+        norms = [block.in_norm]
+    elif type(block).__name__ not in POST_NORM:
+        norms = [block.norm1]
+    read: dict[TimmModule, Tensor] = {}
+
+    def enter(_block: TimmModule, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x, *rest = inputs
+        read.update({norm: norm.forward(x) * weights for norm in norms})
+        read[block] = x * weights
+        return (x if residual == "kept" else x * weights, *rest)
+
+    with ExitStack() as hooks:
+        hooks.enter_context(_removed(block.register_forward_pre_hook(enter)))
+        for norm in norms:
+            hook = norm.register_forward_hook(lambda module, _inputs, _output: read[module])
+            hooks.enter_context(_removed(hook))
+        if not norms:
+            hook = block.attn.register_forward_pre_hook(lambda _attn, _inputs: (read[block],))
+            hooks.enter_context(_removed(hook))
+        yield
+
+
+@contextmanager
+def _removed(hook: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def log_odds(logits: Float[Tensor, "... classes"], target: int) -> Float[Tensor, "..."]:

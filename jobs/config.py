@@ -63,14 +63,19 @@ class MethodConfig:
 
     target: str = "predicted"
     """Class to explain: predicted, label, top:K or all."""
-    block: int = -2
-    """Transformer block that is masked, counted from the end."""
-    residual: Literal["masked", "kept"] = "masked"
-    """Whether the residual connection around the masked attention is masked too."""
+    variant: Literal["default", "paper", "authors"] = "default"
+    """Convention of block and residual: the measured default, the paper's or its authors' code."""
+    block: int | None = None
+    """Transformer block that is masked, counted from the end. Default: the variant's."""
+    residual: Literal["masked", "kept"] | None = None
+    """Whether the residual connection around the masked attention is masked too. Default: the
+    variant's."""
     mask: Literal["3x3", "1x1"] = "3x3"
     """What a mask keeps: the 3x3 kernel around a patch, or the patch alone."""
     score: Literal["log_odds", "logit"] = "log_odds"
     """Log-odds rank like the probability and do not saturate."""
+    precision: Literal["float32", "mixed"] = "float32"
+    """mixed: matrix products in bfloat16, all else in float32; meant for GPUs."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,16 @@ class ExecutionConfig:
     """auto: a GPU a replica where the cluster has GPUs, else CPU cores."""
     replicas: int | None = None
     """How many copies of the model. Default: one a GPU, or one for every four cores."""
-    batch_size: int = 32
-    """Images that go through the model at once."""
+    batch_size: int | None = None
+    """Images that go through the model at once; halved where they do not fit into memory.
+    Default: 32 on CPU cores, 128 on a GPU."""
     address: str | None = None
     """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
     start_timeout: float = 600.0
     """Seconds to wait for the first replica."""
+    allow_definition: bool = False
+    """Explain by the definition, at dozens of forward passes an image, what has no cheap exact
+    form."""
     max_failed: float = 0.01
     """Share of images that may fail before the run stops with exit code 3."""
     dry_run: bool = False
@@ -116,7 +125,7 @@ class ExplainConfig:
             )
         if self.execution.replicas is not None and self.execution.replicas < 1:
             found.append(f"--replicas must be at least 1; got {self.execution.replicas}")
-        if self.execution.batch_size < 1:
+        if self.execution.batch_size is not None and self.execution.batch_size < 1:
             found.append(f"--batch-size must be at least 1; got {self.execution.batch_size}")
         if not 0 <= self.execution.max_failed <= 1:
             found.append(f"--max-failed is a share from 0 to 1; got {self.execution.max_failed}")

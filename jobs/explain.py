@@ -24,6 +24,7 @@ from storage.manifests import encode
 from storage.runs import Run, open_or_create
 
 PICTURE_WRITERS = 16
+BATCH_SIZE = {"cpu": 32, "cuda": 128}
 # So few failed images stop no run in its midst: of a small dataset one is more than 1%.
 FEW_IMAGES = 16
 
@@ -92,7 +93,8 @@ def _pool(prepared: Prepared, config: ExplainConfig, run: Run) -> Pool:
         target=prepared.target,
         run=run,
         input_options=prepared.input_options,
-        batch_size=config.execution.batch_size,
+        batch_size=config.execution.batch_size or BATCH_SIZE[need.device],
+        precision=config.method.precision,
         device=need.device,
         threads=need.threads,
     )

@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import pyarrow.compute as pc
@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from explainer import ReciproCam, Target, VitClassifier, load_model
 from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from explainer.models import ModelError, PreprocessingOverrides
-from jobs.config import ConfigurationError, ExplainConfig, ModelConfig
+from jobs.config import ConfigurationError, ExplainConfig, MethodConfig, ModelConfig
 from jobs.plan import shard_size
 from storage.locations import Location, StorageUnavailable
 from storage.manifests import Manifest, ManifestError, read_folder, read_manifest
@@ -71,23 +71,34 @@ def prepare(config: ExplainConfig) -> Prepared:
     output_options = attempt("--output-storage", lambda: read_options(config.output_storage)) or {}
     out = attempt("--out", lambda: _output(config, output_options))
     target = attempt("--target", lambda: Target.parse(config.method.target))
-    method = ReciproCam(
-        config.method.block, config.method.residual, config.method.mask, config.method.score
-    )
+    method = _method(config.method)
     manifest = None
     if (config.input.images is None) != (config.input.manifest is None):
         manifest = attempt("input", lambda: _manifest(config, input_options))
     model = attempt("--model", lambda: _model(config.model, input_options))
     if model is not None:
-        attempt("method", lambda: method.check(model))
+        allowed = config.execution.allow_definition
+        attempt("method", lambda: method.check(model, allow_definition=allowed))
     if model is not None and target is not None:
         attempt("--target", lambda: target.per_image(model.classes))
         if manifest is not None and target.kind == "label":
             attempt("--target", lambda: _check_labels(manifest, model))
     if problems or model is None or target is None or manifest is None or out is None:
         raise ConfigurationError(problems)
-    description = _describe(config, out, model, manifest, target)
-    return Prepared(model, method, target, manifest, input_options, out, description)
+    method = method.resolved(model)
+    prepared = Prepared(model, method, target, manifest, input_options, out, {})
+    return replace(prepared, description=_describe(config, prepared))
+
+
+def _method(config: MethodConfig) -> ReciproCam:
+    """The variant's convention, with what is given besides in place of its own."""
+    variant = ReciproCam.variant(config.variant)
+    return ReciproCam(
+        variant.block if config.block is None else config.block,
+        config.residual or variant.residual,
+        config.mask,
+        config.score,
+    )
 
 
 def read_options(path: str | None) -> dict[str, Any]:
@@ -194,17 +205,11 @@ def _check_labels(manifest: Manifest, model: VitClassifier) -> None:
         )
 
 
-def _describe(
-    config: ExplainConfig,
-    out: Location,
-    model: VitClassifier,
-    manifest: Manifest,
-    target: Target,
-) -> dict[str, Any]:
+def _describe(config: ExplainConfig, prepared: Prepared) -> dict[str, Any]:
     """run.json: what identifies the run, and beside it what was asked for in full."""
-    targets = target.per_image(model.classes)
-    rows = manifest.table.num_rows
-    stored = read_description(out)
+    model, rows = prepared.model, prepared.rows
+    targets = prepared.target.per_image(model.classes)
+    stored = read_description(prepared.out)
     size = shard_size(rows, targets) if stored is None else stored["shard_size"]
     identity = {
         "model": {
@@ -214,9 +219,9 @@ def _describe(
             "class_names": fingerprint({"names": list(model.class_names.names)}),
         },
         "preprocessing": asdict(model.preprocessing),
-        "method": asdict(config.method),
-        "precision": "float32",
-        "manifest": manifest.digest,
+        "method": asdict(prepared.method) | {"target": config.method.target},
+        "precision": config.method.precision,
+        "manifest": prepared.manifest.digest,
         "shard_size": size,
         "schema_version": SCHEMA_VERSION,
     }

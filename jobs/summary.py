@@ -160,6 +160,10 @@ def tell_plan(console: Console, prepared: Prepared, planned: list[Shard]) -> Non
         f"{prepared.model.classes} classes, {grid[0]} x {grid[1]} patches; block {method.block}, "
         f"{method.residual} residual, {method.mask} masks, target {prepared.target.kind}"
     ]
+    form = method.form(prepared.model)
+    if form.name == "definition":
+        passes = form.passes(prepared.model)
+        lines.append(f"by the definition: about {passes:.0f} forward passes an image")
     if manifest.ignored:
         lines.append(f"{manifest.ignored} files beside them are no images by their names")
     if prepared.labels_unknown:

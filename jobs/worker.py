@@ -3,14 +3,14 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from explainer import Explanation, ReciproCam, Target, VitClassifier, explain
+from explainer import Explanation, Precision, ReciproCam, Target, VitClassifier, explain
 from explainer.maps import statistics
 from explainer.preprocess import Decoded
 from jobs.loader import Batch
@@ -30,6 +30,7 @@ class Job:
     run: Run
     input_options: Mapping[str, Any]
     batch_size: int
+    precision: Precision
     device: str
     threads: int | None
 
@@ -45,7 +46,10 @@ class ShardReport:
 
 
 class ExplainWorker:
-    """Holds one model on one device and explains shards; nothing is kept from one to the next."""
+    """Holds one model on one device and explains shards.
+
+    From one shard to the next it keeps only how many images fit into the device's memory at once.
+    """
 
     def __init__(self, job: Job) -> None:
         if job.threads is not None:
@@ -54,6 +58,7 @@ class ExplainWorker:
         self.device = torch.device(job.device)
         job.model.vit.to(self.device)
         self.schema = schema.explanations(job.model.grid)
+        self.at_once = job.batch_size
 
     def explain_shard(self, shard: Shard, rows: pa.Table, batches: Iterable[Batch]) -> ShardReport:
         """Explain the shard's manifest `rows` from their loaded `batches` and publish the part."""
@@ -104,9 +109,10 @@ class ExplainWorker:
             "run": self.job.run.id,
             "shard": str(shard.index),
             "device": _device_name(self.device),
-            "precision": "float32",
-            "batch_size": str(self.job.batch_size),
-            "score": self.job.method.score,
+            "precision": self.job.precision,
+            "batch_size": str(self.at_once),
+            "form": self.job.method.form(self.job.model).name,
+            **{key: str(value) for key, value in asdict(self.job.method).items()},
         }
 
     def _explain_batch(
@@ -136,9 +142,36 @@ class ExplainWorker:
         labels = None
         if self.job.target.kind == "label":
             labels = torch.tensor([row["label"] for row in explained], device=self.device)
-        return explain(
-            self.job.model, crops, target=self.job.target, labels=labels, method=self.job.method
-        )
+        parts: list[Explanation] = []
+        start = 0
+        while start < len(crops):
+            stop = start + self.at_once
+            part = self._attempt(crops[start:stop], None if labels is None else labels[start:stop])
+            if part is None:
+                self.at_once = max(1, min(self.at_once, len(crops) - start) // 2)
+            else:
+                parts.append(part)
+                start = stop
+        return Explanation.concatenated(parts)
+
+    def _attempt(self, crops: torch.Tensor, labels: torch.Tensor | None) -> Explanation | None:
+        """Explain crops, or None where they are too many for the device's memory."""
+        try:
+            return explain(
+                self.job.model,
+                crops,
+                target=self.job.target,
+                labels=labels,
+                method=self.job.method,
+                precision=self.job.precision,
+                allow_definition=True,
+            )
+        except torch.OutOfMemoryError:
+            if len(crops) == 1:
+                raise
+        if crops.is_cuda:
+            torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
+        return None
 
     def _common(
         self, row: int, manifest_row: dict[str, Any], image: Decoded, size: int | None

@@ -1,15 +1,25 @@
 """The fast forms equal the definition, on every family of models that is promised."""
 
-import math
-from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-import explainer.reciprocam as fast
-from explainer import ReciproCam, VitClassifier, explain, load_model
-from explainer.reference import log_odds, masked_logits
+from explainer import (
+    ReciproCam,
+    VitClassifier,
+    attention,
+    closed_form,
+    collapse,
+    explain,
+    load_model,
+    masks,
+    passes,
+    reciprocam,
+)
+from explainer.coverage import reduced
+from explainer.reference import masked_logits
 
 # Structural flags are the family's own; only sizes are reduced.
 FAMILIES = {
@@ -26,138 +36,118 @@ TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}
 CLASSES = 6
 
 
-def build(family: str, dtype: torch.dtype = torch.float64) -> VitClassifier:
-    """A small model of `family` on a 4 x 5 grid, its weights and biases large enough to matter."""
-    patch = 14 if "dinov2" in family else 16
-    model = load_model(
-        FAMILIES[family],
-        seed=0,
-        model_args={
-            "img_size": (4 * patch, 5 * patch),
+@pytest.fixture(scope="module")
+def build(enlivened):
+    """A small model of a family on a 4 x 5 grid, its weights and biases large enough to matter."""
+
+    def make(family: str, dtype: torch.dtype = torch.float64) -> VitClassifier:
+        arguments = {
+            "img_size": (32, 40),
+            "patch_size": 8,
             "embed_dim": 48,
             "depth": 4,
             "num_heads": 3,
             "num_classes": CLASSES,
-        },
+        }
+        return enlivened(load_model(FAMILIES[family], seed=0, model_args=arguments), dtype, 0.2)
+
+    return make
+
+
+def definition_of(model: VitClassifier, images: torch.Tensor, method: ReciproCam) -> torch.Tensor:
+    """The definition's logits under every mask."""
+    form = method.form(model)
+    return masked_logits(
+        model.vit,
+        model.normalise(images),
+        model.grid,
+        block=form.block,
+        residual=method.residual,
+        mask=method.mask,
     )
-    generator = torch.Generator().manual_seed(1)
-    model.vit.to(dtype)
-    for name, parameter in model.vit.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        noise *= 4 if name.startswith("head") else 1
-        parameter.copy_(parameter + 0.2 * noise.to(dtype))
-    return model
 
 
-def crops(model: VitClassifier, batch: int = 7) -> torch.Tensor:
-    shape = (batch, 3, *model.preprocessing.input_size)
-    return torch.randint(
-        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
-    )
-
-
-def reference_scores(
-    logits: torch.Tensor, targets: torch.Tensor, score: str, grid: tuple[int, int]
-) -> torch.Tensor:
-    of_class: Callable[..., torch.Tensor] = {
-        "log_odds": log_odds,
-        "logit": lambda values, target: values[..., target],
-    }[score]
-    maps = [
-        torch.stack([of_class(logits[i], int(target)) for target in targets[i]])
-        for i in range(len(targets))
-    ]
-    return torch.stack(maps).unflatten(-1, grid)
-
-
-def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Largest error over the reference map's range; a range under 1e-2 would prove nothing."""
-    span = want.amax((-2, -1)) - want.amin((-2, -1))
-    assert span.min() >= 1e-2
-    return float(((got - want).abs().amax((-2, -1)) / span).max())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("mask", ["3x3", "1x1"])
-@pytest.mark.parametrize("block", [-1, -2, -3])
+@pytest.mark.parametrize(
+    ("block", "mask", "dtype"),
+    [(block, mask, torch.float64) for block in (-1, -2, -3) for mask in ("3x3", "1x1")]
+    + [(block, "3x3", torch.float32) for block in (-1, -2)],
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fast_form_equals_the_definition(family, block, mask, dtype):
+def test_fast_form_equals_the_definition(
+    family, block, mask, dtype, build, random_crops, relative_error
+):
     model = build(family, dtype)
-    images = crops(model)
+    images = random_crops(model)
     residual = "kept" if block == -1 else "masked"
-    logits = masked_logits(
-        model.vit, model.normalise(images), block=block, residual=residual, mask=mask
-    )
+    logits = definition_of(model, images, ReciproCam(block, residual, mask))
     labels = torch.tensor([0, 1, 2, 3, 4, 5, 0])
     for score in ("log_odds", "logit"):
         method = ReciproCam(block, residual, mask, score)
+        assert method.form(model).name == ("closed form" if block == -1 else "collapse")
         for target in ("predicted", "label", "top:3", "all"):
             got = explain(model, images, target=target, labels=labels, method=method)
-            want = reference_scores(logits, got.targets, score, model.grid)
-            assert relative_error(got.scores, want) <= TOLERANCE[dtype], (score, target)
+            assert relative_error(got, logits, score) <= TOLERANCE[dtype], (score, target)
 
 
 @pytest.mark.parametrize("block", [-1, -2])
-def test_both_residuals_agree_at_the_last_block_only(block):
+def test_both_residuals_agree_at_the_last_block_only(block, build, random_crops):
     model = build("vit")
-    images = model.normalise(crops(model))
+    images = random_crops(model)
     kept, masked = (
-        masked_logits(model.vit, images, block=block, residual=residual, mask="3x3")
-        for residual in ("kept", "masked")
+        definition_of(model, images, ReciproCam(block, residual)) for residual in ("kept", "masked")
     )
     agree = torch.allclose(kept, masked, rtol=0, atol=1e-12)
     assert agree == (block == -1)
 
 
 def wrong_kernel(monkeypatch):
-    monkeypatch.setitem(
-        fast.KERNELS, "3x3", [[1 / 16, 1 / 8, 1 / 16], [1 / 8, 1, 1 / 8], [1 / 16] * 3]
-    )
+    kernel = [[1 / 16, 1 / 8, 1 / 16], [1 / 8, 1, 1 / 8], [1 / 16] * 3]
+    monkeypatch.setitem(masks.KERNELS, "3x3", kernel)
 
 
 def no_multiplicity(monkeypatch):
-    monkeypatch.setattr(fast, "math", SimpleNamespace(log=lambda _: 0.0, inf=math.inf))
+    monkeypatch.setattr(collapse, "math", SimpleNamespace(log=lambda _: 0.0))
 
 
-def no_bias(monkeypatch):
-    monkeypatch.setattr(fast, "_qkv_bias", lambda attn: torch.zeros_like(attn.qkv.bias))
+def no_query_bias(monkeypatch):
+    right = attention.Projection.__call__
+
+    def unbiased(self, y):
+        return right(replace(self, bias=torch.zeros_like(self.bias)), y)
+
+    monkeypatch.setattr(attention.Projection, "__call__", unbiased)
 
 
 def no_second_residual(monkeypatch):
-    monkeypatch.setattr(fast, "_finish", lambda block, residual, attended: residual + attended)
+    for module in (collapse, closed_form, attention):
+        monkeypatch.setattr(module, "finish", lambda block, residual, attended: residual + attended)
 
 
 def transposed_grid(monkeypatch):
-    right = fast.neighbourhoods
-    monkeypatch.setattr(
-        fast, "neighbourhoods", lambda grid, mask, device: right(grid[::-1], mask, device)
-    )
+    right = reciprocam.masks_of
+    monkeypatch.setattr(reciprocam, "masks_of", lambda grid, *rest: right(grid[::-1], *rest))
 
 
-COMMON_MUTATIONS = [wrong_kernel, no_bias, no_second_residual, transposed_grid]
-
-
-@pytest.mark.parametrize(
-    ("mutate", "block"),
-    [(mutate, block) for block in (-1, -2) for mutate in COMMON_MUTATIONS]
-    + [(no_multiplicity, -2)],
-)
-def test_a_mutated_formula_fails(monkeypatch, mutate, block):
-    model = build("vit")
-    images = crops(model)
-    logits = masked_logits(
-        model.vit, model.normalise(images), block=block, residual="masked", mask="3x3"
-    )
-    mutate(monkeypatch)
-    got = explain(model, images, method=ReciproCam(block))
-    want = reference_scores(logits, got.targets, "log_odds", model.grid)
-    assert relative_error(got.scores, want) > 1e-2
+MUTATIONS = (wrong_kernel, no_multiplicity, no_query_bias, no_second_residual, transposed_grid)
 
 
 @pytest.mark.parametrize("block", [-1, -2])
-def test_a_batch_equals_its_images_one_by_one(block):
+@pytest.mark.parametrize("mutate", MUTATIONS)
+def test_a_mutated_formula_fails(monkeypatch, mutate, block, build, random_crops, relative_error):
+    model = build("vit")
+    images = random_crops(model)
+    logits = definition_of(model, images, ReciproCam(block))
+    masks.masks_of.cache_clear()
+    mutate(monkeypatch)
+    got = explain(model, images, method=ReciproCam(block))
+    masks.masks_of.cache_clear()
+    assert relative_error(got, logits) > 1e-2
+
+
+@pytest.mark.parametrize("block", [-1, -2])
+def test_a_batch_equals_its_images_one_by_one(block, build, random_crops):
     model = build("deit distilled")
-    images = crops(model)
+    images = random_crops(model)
     together = explain(model, images, target="top:2", method=ReciproCam(block))
     for i in range(len(images)):
         alone = explain(model, images[i : i + 1], target="top:2", method=ReciproCam(block))
@@ -165,19 +155,19 @@ def test_a_batch_equals_its_images_one_by_one(block):
         assert alone.targets[0].tolist() == together.targets[i].tolist()
 
 
-@pytest.mark.parametrize("block", [-1, -2])
-def test_chunks_of_masks_do_not_change_the_maps(monkeypatch, block):
+@pytest.mark.parametrize(("block", "residual"), [(-1, "masked"), (-2, "masked"), (-2, "kept")])
+def test_chunks_of_masks_do_not_change_the_maps(monkeypatch, block, residual, build, random_crops):
     model = build("vit")
-    images = crops(model, 2)
-    whole = explain(model, images, method=ReciproCam(block))
-    monkeypatch.setitem(fast.CHUNK_BYTES, "cpu", 1)
-    one_by_one = explain(model, images, method=ReciproCam(block))
+    images, method = random_crops(model, 2), ReciproCam(block, residual)
+    whole = explain(model, images, method=method, allow_definition=True)
+    monkeypatch.setitem(passes.CHUNK_BYTES, "cpu", 1)
+    one_by_one = explain(model, images, method=method, allow_definition=True)
     torch.testing.assert_close(one_by_one.scores, whole.scores, rtol=0, atol=1e-12)
 
 
-def test_logits_are_those_of_the_plain_forward_pass():
+def test_logits_are_those_of_the_plain_forward_pass(build, random_crops):
     model = build("deit distilled")
-    images = crops(model)
+    images = random_crops(model)
     with torch.inference_mode():
         plain = model.vit(model.normalise(images))
     for block in (-1, -2):
@@ -185,16 +175,19 @@ def test_logits_are_those_of_the_plain_forward_pass():
         torch.testing.assert_close(got, plain, rtol=0, atol=1e-12)
 
 
-def test_a_head_that_ignores_the_input_gives_constant_maps_of_zeros():
+@pytest.mark.parametrize("block", [-1, -2])
+def test_a_head_that_ignores_patch_tokens_gives_constant_maps_of_zeros(block, build, random_crops):
     model = build("vit")
-    model.vit.head.weight.zero_()
-    explanation = explain(model, crops(model))
+    for late in model.vit.blocks[-2:]:  # the class token reads nothing, but is still classified
+        late.attn.proj.weight.zero_()
+    explanation = explain(model, random_crops(model), method=ReciproCam(block))
+    assert explanation.logits.std() > 0.1
     assert (explanation.scores == explanation.scores[..., :1, :1]).all()
     assert (explanation.saliency == 0).all()
 
 
 @pytest.mark.parametrize("block", [-1, -2])
-def test_permuting_attention_heads_changes_nothing(block):
+def test_permuting_attention_heads_changes_nothing(block, build, random_crops):
     model, permuted = build("vit"), build("vit")
     attn = permuted.vit.blocks[len(permuted.vit.blocks) + block].attn
     order = torch.arange(attn.attn_dim).unflatten(0, (attn.num_heads, -1))[[2, 0, 1]].flatten()
@@ -202,14 +195,14 @@ def test_permuting_attention_heads_changes_nothing(block):
     attn.qkv.weight.copy_(attn.qkv.weight[rows])
     attn.qkv.bias.copy_(attn.qkv.bias[rows])
     attn.proj.weight.copy_(attn.proj.weight[:, order])
-    images = crops(model)
+    images = random_crops(model)
     got, want = (explain(m, images, method=ReciproCam(block)).scores for m in (permuted, model))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
 
 
-def test_scaling_the_logits_scales_logit_maps():
+def test_scaling_the_logits_scales_logit_maps(build, random_crops):
     model = build("vit")
-    images = crops(model)
+    images = random_crops(model)
     method = ReciproCam(score="logit")
     before = explain(model, images, target="all", method=method)
     model.vit.head.weight.mul_(3)
@@ -218,12 +211,12 @@ def test_scaling_the_logits_scales_logit_maps():
     torch.testing.assert_close(after.scores, 3 * before.scores, rtol=0, atol=1e-10)
 
 
-def test_the_model_is_bit_identical_after_explaining_and_after_an_error():
+def test_the_model_is_bit_identical_after_explaining_and_after_an_error(build, random_crops):
     model = build("vit", torch.float32)
     before = model.digest()
-    explain(model, crops(model))
+    explain(model, random_crops(model))
     with pytest.raises(ValueError, match="no labels were given"):
-        explain(model, crops(model), target="label")
+        explain(model, random_crops(model), target="label")
     assert model.digest() == before
     assert not model.vit.training
 
@@ -235,42 +228,65 @@ def test_the_model_is_bit_identical_after_explaining_and_after_an_error():
         (ReciproCam(block=-5), r"block counts from the end, -4 to -1 here; got -5"),
         (
             ReciproCam(block=-2, residual="kept"),
-            r"every patch costs a pass of its own; use residual",
+            r"vit_tiny_patch16_224 at block -2 has no cheap exact form, because with the kept "
+            r"residual every masked token stays different from the others: by the definition an "
+            r"image costs about 11 forward passes; allow the definition \(--allow-definition\), or "
+            r"use block -2 with residual masked",
         ),
     ],
 )
-def test_a_method_without_a_fast_exact_form_is_refused(method, message):
+def test_a_method_without_a_fast_exact_form_is_refused(method, message, build, random_crops):
     model = build("vit")
     with pytest.raises(ValueError, match=message):
-        explain(model, crops(model), method=method)
+        explain(model, random_crops(model), method=method)
 
 
-def test_a_grid_smaller_than_the_window_is_refused_and_the_smallest_is_exact():
-    def of_grid(rows, columns):
-        args = {"img_size": (16 * rows, 16 * columns), "embed_dim": 48, "depth": 3, "num_heads": 3}
-        return load_model("vit_tiny_patch16_224", seed=0, model_args=args | {"num_classes": 3})
-
-    small = of_grid(2, 2)
-    with pytest.raises(ValueError, match="need a grid of at least 9 patches; got 2 x 2"):
-        explain(small, crops(small))
-    least = of_grid(3, 3)
-    least.vit.double()
-    for parameter in least.vit.parameters():
-        parameter.copy_(parameter + 0.2 * torch.randn_like(parameter))
-    images = crops(least, 2)
-    logits = masked_logits(
-        least.vit, least.normalise(images), block=-2, residual="masked", mask="3x3"
+@pytest.mark.parametrize("grid", [(1, 1), (1, 5), (2, 2), (3, 3)])
+def test_grids_no_larger_than_the_window_are_exact(grid, enlivened, random_crops):
+    args = {"img_size": (8 * grid[0], 8 * grid[1]), "patch_size": 8, "embed_dim": 48, "depth": 3}
+    args |= {"num_heads": 3, "num_classes": 3}
+    model = enlivened(load_model("vit_tiny_patch16_224", seed=0, model_args=args))
+    images, method = random_crops(model, 2), ReciproCam(score="logit")
+    got = explain(model, images, target="all", method=method)
+    want = definition_of(model, images, method).gather(
+        -1, got.targets[:, None].expand(-1, 1, -1).expand(-1, model.patches, -1)
     )
-    got = explain(least, images)
-    want = reference_scores(logits, got.targets, "log_odds", least.grid)
-    assert relative_error(got.scores, want) <= 1e-9
+    torch.testing.assert_close(got.scores.flatten(-2), want.transpose(1, 2), rtol=0, atol=1e-9)
 
 
-def test_log_odds_of_a_model_with_one_class_are_refused():
+def test_the_default_block_is_the_last_where_only_that_is_cheap():
+    names = ("vit_tiny_patch16_224", "vit_base_patch16_rope_224", "eva02_tiny_patch14_224")
+    resolved = [ReciproCam().resolved(reduced(name)).block for name in names]
+    assert resolved == [-2, -1, -2]
+
+
+def test_variants_are_the_papers_and_the_authors_conventions():
+    assert ReciproCam.variant("paper") == ReciproCam(-1, "kept")
+    assert ReciproCam.variant("authors") == ReciproCam(-2, "kept")
+    assert ReciproCam.variant("default") == ReciproCam()
+
+
+@pytest.mark.parametrize("block", [-1, -2])
+def test_mixed_precision_ranks_like_the_models_own(block, build, random_crops):
+    model = build("vit", torch.float32)
+    images = random_crops(model)
+    exact, mixed = (
+        explain(model, images, method=ReciproCam(block), precision=precision)
+        for precision in ("float32", "mixed")
+    )
+    assert mixed.scores.dtype == mixed.logits.dtype == torch.float32
+    assert not torch.equal(exact.scores, mixed.scores)
+    ranks = [each.scores.flatten(1).argsort().argsort().double() for each in (exact, mixed)]
+    for i in range(len(images)):
+        assert torch.corrcoef(torch.stack([each[i] for each in ranks]))[0, 1] > 0.8
+
+
+def test_log_odds_of_a_model_with_one_class_are_refused(random_crops):
     args = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 1}
     model = load_model("vit_tiny_patch16_224", seed=0, model_args=args)
     with pytest.raises(ValueError, match="this model has one; use score logit"):
-        explain(model, crops(model))
+        explain(model, random_crops(model))
     assert (
-        explain(model, crops(model), method=ReciproCam(score="logit")).targets.tolist() == [[0]] * 7
+        explain(model, random_crops(model), method=ReciproCam(score="logit")).targets.tolist()
+        == [[0]] * 7
     )

@@ -1,0 +1,138 @@
+"""Masks at the last block of a model whose head reads prefix tokens alone.
+
+Only the tokens that are read out need a query, and keys and values are linear in the mask, so one
+projection serves all masks and N rows instead of N sequences go through the rest of the block. Both
+residual conventions agree, because a prefix token is never masked. With q the query of a read-out
+token, g a mask, y what attention reads, R_i a rotary and B a relative position term:
+
+    s_i = q.R_i(g_i W_k y_i + b_k) + B_i,   a = softmax(s),   o = sum_i a_i g_i W_v y_i + b_v
+
+Shapes: B images, n masks of a chunk, H heads of width d, R read-out tokens, T tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from explainer.attention import LinearAttention
+from explainer.collapse import Distinct
+from explainer.head import head
+from explainer.masks import KERNELS, Masks
+from explainer.models import VitClassifier
+from explainer.passes import MaskLogits, Passes, masks_at_once
+from explainer.structure import Entering, Position, TimmModule, finish, position_term
+
+
+def closed_form(model: VitClassifier, entering: Entering, groups: Sequence[Masks]) -> Passes:
+    """Logits under masks at the last block, which `entering` enters; its attention is linear."""
+    (position,) = entering.positions
+    last = _LastBlock(model, entering.tokens, position)
+    return Passes(last.logits(last.unmasked())[:, 0], _chunks(model, last, groups))
+
+
+def _chunks(
+    model: VitClassifier, last: "_LastBlock", groups: Sequence[Masks]
+) -> Iterator[MaskLogits]:
+    tokens = last.tokens
+    shares = tokens[:, :, 0].nbytes * len(last.attention.query.bias) * model.readout
+    rows = 4 * tokens[:, : model.readout].nbytes
+    for group in groups:
+        for masks in group.split(masks_at_once(max(shares, rows), tokens)):
+            yield MaskLogits(masks.centres, last.logits(last.masked(masks)))
+
+
+class _LastBlock:
+    """The last block, its projections done once: of queries, of values, and scores of all tokens.
+
+    Without a position term the scores are linear in the mask, and tokens that are fully masked all
+    have the same score, so a softmax needs one term for all of them together. With one, or with
+    normalised keys, scores are computed once for each weight that masks have.
+    """
+
+    def __init__(
+        self, model: VitClassifier, tokens: Float[Tensor, "batch tokens width"], position: Position
+    ) -> None:
+        self.model, self.tokens, self.position = model, tokens, position
+        self.block = model.vit.blocks[-1]
+        attention = LinearAttention.of(self.block)
+        if attention is None:
+            raise ValueError("the closed form needs an attention that is linear in what it reads")
+        self.attention = attention
+        y = self.block.norm1(tokens)
+        self.value = attention.value.linear(y)
+        query = attention.query(y[:, : model.readout])
+        if attention.normed:
+            query = attention.attn.q_norm(query)
+        query = query * attention.attn.scale
+        self.alike = not attention.normed and position_term(model.vit) is None
+        if self.alike:
+            probes = query @ attention.key.weight
+            self.scores = (probes.flatten(1, 2) @ y.transpose(1, 2)).unflatten(1, query.shape[1:3])
+        else:
+            self.levels = _levels(tokens.dtype, tokens.device)
+            self.scores = self._scores_by_level(query, y)
+
+    def _scores_by_level(
+        self, query: Float[Tensor, "batch heads readout head_width"], y: Tensor
+    ) -> Float[Tensor, "batch heads readout levels tokens"]:
+        linear, bias = self.attention.key.linear(y), self.attention.key.bias[:, None]
+        relative = _relative_bias(self.block.attn, self.position)
+        scores = []
+        for weight in self.levels:
+            key = linear * weight + bias
+            if self.attention.normed:
+                key = self.block.attn.k_norm(key)
+            key = self.attention.placed(key, self.position)
+            score = query @ key.transpose(-2, -1)
+            scores.append(score if relative is None else score + relative[..., : query.shape[2], :])
+        return torch.stack(scores, dim=-2)
+
+    def unmasked(self) -> Float[Tensor, "batch heads readout 1 tokens"]:
+        """Attention of the read-out tokens in the unmasked image."""
+        scores = self.scores if self.alike else self.scores[..., -1, :]
+        return scores.softmax(-1)[:, :, :, None]
+
+    def masked(self, masks: Masks) -> Float[Tensor, "batch heads readout masks tokens"]:
+        """Attention times mask, for each mask."""
+        if not self.alike:
+            weight = masks.over_tokens(self.model.prefix, self.tokens.shape[1])
+            level = torch.searchsorted(self.levels, weight)
+            shape = (*self.scores.shape[:3], *level.shape)
+            return self.scores.gather(3, level.expand(shape)).softmax(-1) * weight
+        distinct = Distinct.of(masks, self.model)
+        scores = self.scores[..., distinct.index] * distinct.weight + distinct.log_counts
+        share = scores.softmax(-1) * distinct.weight
+        dense = share.new_zeros(*share.shape[:-1], self.tokens.shape[1])
+        return dense.scatter_add_(-1, distinct.index.expand(share.shape), share)
+
+    def logits(
+        self, share: Float[Tensor, "batch heads readout masks tokens"]
+    ) -> Float[Tensor, "batch masks classes"]:
+        """The rest of the block for the read-out tokens, and the head."""
+        mixed = share.flatten(2, 3) @ self.value + self.attention.value.bias[:, None]
+        mixed = mixed.unflatten(2, share.shape[2:4]).permute(0, 3, 1, 2, 4)
+        residual = self.tokens[:, None, : self.model.readout]
+        rows = finish(self.block, residual, self.attention.out(mixed))
+        none = rows.new_zeros(self.model.readout)
+        return head(self.model.vit, rows.flatten(0, 1), none).unflatten(0, rows.shape[:2])
+
+
+@cache
+def _levels(dtype: torch.dtype, device: torch.device) -> Float[Tensor, " levels"]:
+    """All weights that masks give tokens, ascending: 0 where masked, 1 for prefix tokens."""
+    kept = {weight for kernel in KERNELS.values() for row in kernel for weight in row}
+    return torch.tensor(sorted({0.0, 1.0} | kept), dtype=dtype, device=device)
+
+
+def _relative_bias(attn: TimmModule, position: Position) -> Tensor | None:
+    """What timm's relative position attentions add to the scores."""
+    shared = position.get("shared_rel_pos")
+    if getattr(attn, "rel_pos", None) is not None:
+        return attn.rel_pos.get_bias()
+    if getattr(attn, "relative_position_bias_table", None) is None:
+        return shared if shared is not None else position.get("shared_rel_pos_bias")
+    own, shared = attn._get_rel_pos_bias(), position.get("shared_rel_pos_bias")
+    return own if shared is None else own + shared
