@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import timm
 
@@ -59,10 +60,11 @@ def reduced(name: str) -> VitClassifier:
 
     All structural flags are its own: only depth, width, heads, classes and input are smaller.
     """
-    arguments = NARROW | FULL_WIDTH.get(name, {})
+    arguments: dict[str, Any] = NARROW | FULL_WIDTH.get(name, {})
     size: tuple[int, int] | None = None
     if name in _names_in("vision_transformer_hybrid"):
-        arguments |= {"img_size": (96, 128)}
+        stride = 16 if "_s16_" in name or "_mci_" in name else 32
+        arguments |= {"img_size": (3 * stride, 4 * stride)}
     elif name in _names_in("naflexvit"):
         arguments |= {"patch_size": 8}
         size = (24, 32)
@@ -74,12 +76,11 @@ def reduced(name: str) -> VitClassifier:
     return load_model(name, seed=0, model_args=arguments, overrides=overrides)
 
 
-def entry(name: str) -> Entry:
-    """What the default convention does with an architecture."""
-    model = reduced(name)
+def entry(model: VitClassifier) -> Entry:
+    """What the default convention does with a model."""
     block = model.vit.blocks[0]
     return Entry(
-        name,
+        model.name,
         type(model.vit).__name__,
         type(block).__name__,
         type(block.attn).__name__ if hasattr(block, "attn") else "within the block",
@@ -118,4 +119,4 @@ def markdown(entries: list[Entry]) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(markdown([entry(name) for name in plain_names()]))
+    sys.stdout.write(markdown([entry(reduced(name)) for name in plain_names()]))

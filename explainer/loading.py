@@ -1,7 +1,8 @@
 """From a model's name and its weights to a VitClassifier, or to an error that says what to do."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -39,7 +40,8 @@ def load_model(
     for a head's file that holds none.
     """
     args = (checkpoint.model_args if checkpoint else {}) | dict(model_args or {})
-    structure = _structure(name, args | _classes_of(checkpoint))
+    random = checkpoint is None and seed is not None
+    structure = _structure(name, args | _classes_of(checkpoint), seed if random else None)
     classifier = None if head is None else LinearHead.of(head)
     if checkpoint is None and seed is None:
         _refuse_new_classifier(name, structure)
@@ -48,9 +50,11 @@ def load_model(
     names = _class_names(name, structure, head or checkpoint, class_names)
     if names.are_indices and head is None and class_names is None and seed is None:
         _refuse_embedding(name, structure)
-    vit = _with_weights(name, args, checkpoint, seed)
-    if classifier is not None:
-        _attach(name, vit, classifier)
+    vit = structure
+    if not random:
+        vit = _with_weights(name, args, checkpoint, seed)
+        if classifier is not None:
+            _attach(name, vit, classifier)
     overrides = overrides or PreprocessingOverrides()
     if overrides.input_size is not None:
         _resize_input(name, vit, overrides.input_size)
@@ -58,15 +62,15 @@ def load_model(
     return VitClassifier(name, vit.eval().requires_grad_(False), preprocessing, names, args)
 
 
-def _structure(name: str, args: Mapping[str, Any]) -> TimmModule:
-    """The model without weights, which costs next to nothing; refused where it is not explained."""
+def _structure(name: str, args: Mapping[str, Any], seed: int | None) -> TimmModule:
+    """The model with random weights of `seed`, or without any; refused where not explained."""
     architecture = name.split(".", maxsplit=1)[0]
     if not (":" in name or "/" in name or timm.is_model(architecture)):
         nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5)
         hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
         raise ModelError(f"timm has no model {name!r}{hint}")
-    with torch.device("meta"):
-        model = _create(name, args)
+    with torch.device("meta") if seed is None else nullcontext():
+        model = _create(name, args, seed=seed or 0)
     _refuse_unexplainable(name, model)
     return model
 
@@ -74,13 +78,12 @@ def _structure(name: str, args: Mapping[str, Any]) -> TimmModule:
 def _with_weights(
     name: str, args: Mapping[str, Any], checkpoint: Checkpoint | None, seed: int | None
 ) -> TimmModule:
-    if checkpoint is None and seed is None:
+    if checkpoint is None:
         return _create(name, args, pretrained=True)
-    if checkpoint is not None and seed is not None:
+    if seed is not None:
         raise ModelError("weights are a checkpoint's or random ones of a seed; got both")
-    vit = _create(name, {**args, **_classes_of(checkpoint)}, seed=seed or 0)
-    if checkpoint is not None:
-        _load_state(name, vit, checkpoint)
+    vit = _create(name, {**args, **_classes_of(checkpoint)})
+    _load_state(name, vit, checkpoint)
     return vit
 
 
@@ -250,7 +253,7 @@ def _preprocessing(
         raise ModelError(f"the preprocessing of {name}: {error}") from error
 
 
-def _input_size(vit: TimmModule, configured: tuple[int, int, int]) -> tuple[int, int]:
+def _input_size(vit: TimmModule, configured: Sequence[int]) -> tuple[int, int]:
     """What the model was built for; NaFlexVit takes any size, so there the configuration's."""
     if hasattr(vit, "patch_embed"):
         height, width = vit.patch_embed.img_size

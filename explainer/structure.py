@@ -36,7 +36,7 @@ PARALLEL = (ParallelScalingBlock, DiffParallelScalingBlock)  # attention and MLP
 BLOCKS = (*PRE_NORM, *POST_NORM, *PARALLEL, ParallelThingsBlock)
 
 Position = Mapping[str, Tensor | None]
-Pooling = Literal["token", "avg", "map", "max", "avgmax"]
+Pooling = Literal["token", "avg", "map", "max", "avgmax", ""]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def position_term(vit: TimmModule) -> Literal["rotary", "relative"] | None:
 
 
 def pooling(vit: TimmModule) -> Pooling:
-    """How the head reads the last block's tokens: the class token, a mean, or by attention."""
+    """How the head reads the last block's tokens: the class token, a mean, by attention, or not."""
     if getattr(vit, "attn_pool", None) is not None:
         return "map"
     return "token" if isinstance(vit, VisionTransformerDistilled) else vit.global_pool

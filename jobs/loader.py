@@ -39,11 +39,13 @@ def load_batch(
     fetched_at = time.perf_counter()
     decoded = [_decode(item, preprocessing) for item in fetched]
     crops = [image.crop for image in decoded if image.crop is not None]
-    shape = (len(crops), 3, *preprocessing.input_size)
+    stacked = np.empty((len(crops), 3, *preprocessing.input_size), dtype=np.uint8)
     return Batch(
         images=[replace(image, crop=None) for image in decoded],
         sizes=[None if item.data is None else len(item.data) for item in fetched],
-        crops=np.stack(crops) if crops else np.empty(shape, dtype=np.uint8),
+        # A decoder's crops lie channel by channel within each pixel; a stack would keep that, and
+        # the same pixels in another layout take another path through a convolution.
+        crops=np.stack(crops, out=stacked) if crops else stacked,
         fetch_seconds=fetched_at - started,
         decode_seconds=time.perf_counter() - fetched_at,
     )

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from explainer import ReciproCam
 from jobs.config import (
     ConfigurationError,
     ExecutionConfig,
@@ -100,7 +101,7 @@ def test_a_folder_without_images(config, tmp_path):
         ({"class_names": "nowhere.txt"}, "nowhere.txt"),
         ({"model_args": "[1]"}, "--model-args must be a JSON object; got [1]"),
         ({"model_args": "{"}, "--model"),
-        ({"name": "vit_base_patch16_siglip_224", "model_args": None}, "pools by 'map'"),
+        ({"name": "swin_tiny_patch4_window7_224", "model_args": None}, "it is a SwinTransformer"),
         ({"name": "vit_small_patch14_dinov2", "model_args": None}, "has no classifier"),
     ],
 )
@@ -110,9 +111,21 @@ def test_bad_models(config, change, message):
 
 
 def test_methods_without_a_fast_exact_form(config):
-    kept = MethodConfig(residual="kept")
+    kept = MethodConfig(block=-2, residual="kept")
     (line,) = problems(replace(config, method=kept))
-    assert line.startswith("method: the kept residual at block -2 has no fast exact form")
+    assert line.startswith(
+        "method: vit_tiny_patch16_224 at block -2 has no cheap exact form, because with the kept "
+        "residual every masked token stays different from the others: by the definition an image "
+        "costs about 12 forward passes; allow the definition (--allow-definition)"
+    )
+    allowed = replace(config, method=kept, execution=ExecutionConfig(allow_definition=True))
+    assert prepare(allowed).method == ReciproCam(-2, "kept")
+    authors = replace(allowed, method=MethodConfig(variant="authors"))
+    assert prepare(authors).description == prepare(allowed).description | {
+        "config": prepare(authors).description["config"]
+    }
+    paper = replace(config, method=MethodConfig(variant="paper", mask="1x1"))
+    assert prepare(paper).method == ReciproCam(-1, "kept", "1x1")
     many = MethodConfig(target="top:9")
     (line,) = problems(replace(config, method=many))
     assert "top:9 asks for more classes than the model's 5" in line
@@ -191,6 +204,7 @@ def test_the_fingerprint_holds_what_changes_a_row_and_nothing_else(config, tmp_p
         # The number of heads leaves every weight as it is, and changes every map.
         replace(config, model=replace(model, model_args=json.dumps(arguments | {"num_heads": 4}))),
         replace(config, method=MethodConfig(block=-1)),
+        replace(config, method=MethodConfig(precision="mixed")),
         replace(config, method=MethodConfig(mask="1x1")),
         replace(config, method=MethodConfig(score="logit")),
         replace(config, method=MethodConfig(target="top:2")),

@@ -30,6 +30,7 @@ def job(image_folder: Path, tmp_path: Path) -> Job:
         run=run,
         input_options={},
         batch_size=4,
+        precision="float32",
         device="cpu",
         threads=None,
     )
@@ -92,3 +93,44 @@ def test_a_batch_without_a_single_good_image_is_rows_too(job):
     assert table["status"].to_pylist() == ["missing"] * 4
     assert table["saliency"].null_count == table["target"].null_count == 4
     assert table["image_id"].to_pylist() == rows["image_id"].to_pylist()
+
+
+class Cramped(torch.nn.Module):
+    """A patch embedding that has room for two images."""
+
+    def __init__(self, embedding: torch.nn.Module) -> None:
+        super().__init__()
+        self.embedding, self.grid_size = embedding, embedding.grid_size
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 2:
+            raise torch.OutOfMemoryError("no room for more than two images")
+        return self.embedding(images)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_none_of_it_is_lost(job):
+    shard = Shard(1, 16, 26)
+    rows, loaded = read_rows(job.run.manifest, 16, 26), batches(job, shard)
+    want = [explain(job.model, torch.from_numpy(b.crops), target="top:2") for b in loaded]
+    job.model.vit.patch_embed = Cramped(job.model.vit.patch_embed)
+    worker = ExplainWorker(job)
+    worker.explain_shard(shard, rows, loaded)
+    table = job.run.read_part(1)
+    assert table.schema.metadata[b"batch_size"] == b"2"
+    assert table.num_rows == 20
+    maps = maps_to_numpy(table["saliency"], job.model.grid)
+    expected = torch.cat([each.saliency.flatten(0, 1) for each in want]).half().numpy()
+    np.testing.assert_allclose(maps, expected, atol=1e-3)
+    assert worker.at_once == 2
+
+
+def test_an_image_that_does_not_fit_alone_fails_the_shard(job):
+    class Full(Cramped):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError(f"no room for {len(images)}")
+
+    shard = Shard(1, 16, 26)
+    rows, loaded = read_rows(job.run.manifest, 16, 26), batches(job, shard)
+    job.model.vit.patch_embed = Full(job.model.vit.patch_embed)
+    with pytest.raises(torch.OutOfMemoryError, match="no room for 1"):
+        ExplainWorker(job).explain_shard(shard, rows, loaded)
