@@ -8,12 +8,13 @@ maps = explain(model, crops).saliency  # uint8 [batch, 3, h, w] -> [batch, targe
 from explainer.loading import load_model
 from explainer.models import VitClassifier
 from explainer.preprocess import decode
-from explainer.reciprocam import Explanation, Precision, ReciproCam, explain
+from explainer.reciprocam import Explanation, Precision, PrecisionError, ReciproCam, explain
 from explainer.scores import Target
 
 __all__ = [
     "Explanation",
     "Precision",
+    "PrecisionError",
     "ReciproCam",
     "Target",
     "VitClassifier",

@@ -10,6 +10,7 @@ token, g a mask, y what attention reads, R_i a rotary and B a relative position 
 Shapes: B images, n masks of a chunk, H heads of width d, R read-out tokens, T tokens.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -22,7 +23,7 @@ from explainer.collapse import Distinct
 from explainer.head import head
 from explainer.masks import KERNELS, Masks
 from explainer.models import VitClassifier
-from explainer.passes import MaskLogits, Passes, masks_at_once
+from explainer.passes import WHOLE_BATCH, MaskLogits, Passes, at_once
 from explainer.structure import Entering, Position, TimmModule, finish, position_term
 
 
@@ -36,12 +37,28 @@ def closed_form(model: VitClassifier, entering: Entering, groups: Sequence[Masks
 def _chunks(
     model: VitClassifier, last: "_LastBlock", groups: Sequence[Masks]
 ) -> Iterator[MaskLogits]:
+    """Masks of all groups together: their rows are alike from here on, and many rows are fast."""
+    length = _masks_at_once(model, last)
+    shares: list[Tensor] = []
+    centres: list[Tensor] = []
+    for masks in (part for group in groups for part in group.split(length)):
+        shares.append(last.masked(masks))
+        centres.append(masks.centres)
+        if sum(len(each) for each in centres) >= length:
+            yield MaskLogits(WHOLE_BATCH, torch.cat(centres), last.logits(torch.cat(shares, 3)))
+            shares, centres = [], []
+    if centres:
+        yield MaskLogits(WHOLE_BATCH, torch.cat(centres), last.logits(torch.cat(shares, 3)))
+
+
+def _masks_at_once(model: VitClassifier, last: "_LastBlock") -> int:
+    """As few equal chunks of masks as fit."""
     tokens = last.tokens
     shares = tokens[:, :, 0].nbytes * len(last.attention.query.bias) * model.readout
     rows = 4 * tokens[:, : model.readout].nbytes
-    for group in groups:
-        for masks in group.split(masks_at_once(max(shares, rows), tokens)):
-            yield MaskLogits(masks.centres, last.logits(last.masked(masks)))
+    logits = len(tokens) * model.classes * tokens.element_size()
+    chunks = math.ceil(model.patches / at_once(max(shares, rows, logits), tokens))
+    return math.ceil(model.patches / chunks)
 
 
 class _LastBlock:

@@ -5,15 +5,17 @@ python -m explainer.coverage > docs/coverage.md
 
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import timm
+import torch
 
 from explainer.forms import Form
 from explainer.loading import load_model
-from explainer.models import PreprocessingOverrides, VitClassifier
+from explainer.models import PreprocessingOverrides, VitClassifier, patch_size
 from explainer.reciprocam import ReciproCam
 from explainer.structure import pooling, position_term
 
@@ -55,16 +57,18 @@ def _names_in(module: str) -> list[str]:
     return sorted(timm.list_models(module=module))
 
 
-def reduced(name: str) -> VitClassifier:
+def reduced(name: str, other: Mapping[str, Any] | None = None) -> VitClassifier:
     """The architecture with random weights, three narrow blocks and a grid of 3 x 4 patches.
 
-    All structural flags are its own: only depth, width, heads, classes and input are smaller.
+    All structural flags are its own, or those of `other`: only depth, width, heads, classes and
+    input are smaller.
     """
     arguments: dict[str, Any] = NARROW | FULL_WIDTH.get(name, {})
     size: tuple[int, int] | None = None
     if name in _names_in("vision_transformer_hybrid"):
-        stride = 16 if "_s16_" in name or "_mci_" in name else 32
-        arguments |= {"img_size": (3 * stride, 4 * stride)}
+        with torch.device("meta"):
+            down, across = patch_size(timm.create_model(name))
+        arguments |= {"img_size": (3 * down, 4 * across)}
     elif name in _names_in("naflexvit"):
         arguments |= {"patch_size": 8}
         size = (24, 32)
@@ -73,6 +77,7 @@ def reduced(name: str) -> VitClassifier:
     if "sapiens2" in name:
         arguments |= {"num_kv_heads": (3, 1, 3)}  # grouped queries in the middle, as theirs
     overrides = PreprocessingOverrides(input_size=size)
+    arguments |= other or {}
     return load_model(name, seed=0, model_args=arguments, overrides=overrides)
 
 

@@ -1,7 +1,7 @@
 """The method by its definition, batched: one masked pass of the network's tail for each patch.
 
-It serves what has no cheaper exact form: the kept residual before the last block, and attention
-with a position term under a head that reads more than prefix tokens.
+It serves what has no cheaper exact form: the kept residual and position terms in attention, before
+the last block or under a head that reads all tokens, and poolings that cannot weigh equal tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from explainer.masks import Masks
 from explainer.models import VitClassifier
-from explainer.passes import MaskLogits, Passes, masks_at_once
+from explainer.passes import WHOLE_BATCH, MaskLogits, Passes, at_once
 from explainer.structure import Entering, attention_inputs, reading
 
 
@@ -37,16 +37,16 @@ def _chunks(
 ) -> Iterator[MaskLogits]:
     block, tokens = model.vit.blocks[-len(entering.positions)], entering.tokens
     inputs = attention_inputs(block, tokens)
-    at_once = masks_at_once(4 * tokens.nbytes, tokens)
+    length = at_once(4 * tokens.nbytes, tokens)
     for group in groups:
-        for masks in group.split(at_once):
+        for masks in group.split(length):
             weight = masks.over_tokens(model.prefix, tokens.shape[1])[..., None]
             read = [(y[:, None] * weight).flatten(0, 1) for y in inputs]
             whole = tokens[:, None].expand(-1, len(masks), -1, -1)
             sequences = (whole if residual == "kept" else whole * weight).flatten(0, 1)
             after = reading(block, read)(sequences, **entering.positions[0])
             logits = _rest(model, entering, after)
-            yield MaskLogits(masks.centres, logits.unflatten(0, (len(tokens), -1)))
+            yield MaskLogits(WHOLE_BATCH, masks.centres, logits.unflatten(0, (len(tokens), -1)))
 
 
 def _rest(

@@ -56,7 +56,9 @@ def default_form(model: VitClassifier, residual: Literal["masked", "kept"]) -> F
 
 
 def _of_positions(term: str, pools: str, *, last: bool) -> str:
-    reason = f"its attention has {term} positions, so masked tokens differ by place"
+    reason = f"its attention takes {term} positions, so masked tokens differ by place"
+    if last and pools == "token":
+        return f"{reason}, and it is not linear in what it reads"
     if last:
         return f"{reason}, and its head reads all tokens ({pools} pooling)"
     return reason

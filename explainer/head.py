@@ -6,7 +6,7 @@ from torch import Tensor
 
 from explainer.attention import LinearAttention, latent_pool, read_out
 from explainer.models import VitClassifier
-from explainer.structure import TimmModule, pooling
+from explainer.structure import TimmModule, first_pooled, pooling
 
 
 def logits_from(
@@ -51,7 +51,7 @@ def _pooled(
     tokens: Float[Tensor, "sequences tokens width"],
     log_counts: Float[Tensor, " counted"],
 ) -> Float[Tensor, "sequences features"]:
-    first = 0 if getattr(vit, "pool_include_prefix", False) else vit.num_prefix_tokens
+    first = first_pooled(vit)
     tokens, log_counts = tokens[:, first:], log_counts[first:]
     if pooling(vit) == "map":
         return latent_pool(vit.attn_pool, tokens, log_counts)

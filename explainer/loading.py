@@ -71,7 +71,7 @@ def _structure(name: str, args: Mapping[str, Any], seed: int | None) -> TimmModu
         raise ModelError(f"timm has no model {name!r}{hint}")
     with torch.device("meta") if seed is None else nullcontext():
         model = _create(name, args, seed=seed or 0)
-    _refuse_unexplainable(name, model)
+    _refuse_unexplainable(name, model, args)
     return model
 
 
@@ -112,7 +112,7 @@ def _one_line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
-def _refuse_unexplainable(name: str, vit: TimmModule) -> None:
+def _refuse_unexplainable(name: str, vit: TimmModule, args: Mapping[str, Any]) -> None:
     """Hold the structure against what the forms are proven for."""
     if type(vit) not in EMBEDDINGS:
         known = ", ".join(family.__name__ for family in EMBEDDINGS)
@@ -123,6 +123,8 @@ def _refuse_unexplainable(name: str, vit: TimmModule) -> None:
     elif any(type(block) not in BLOCKS for block in vit.blocks):
         strange = next(block for block in vit.blocks if type(block) not in BLOCKS)
         reason = f"its blocks are {type(strange).__name__}, which are not known to this version"
+    elif args.get("in_chans", 3) != 3:
+        reason = f"images have 3 channels; got in_chans {args['in_chans']} in --model-args"
     elif not pooling(vit):
         reason = "its head pools no tokens; give global_pool in --model-args"
     else:

@@ -32,11 +32,12 @@ class VitClassifier:
     @property
     def grid(self) -> tuple[int, int]:
         """Patch tokens as (rows, columns)."""
-        if hasattr(self.vit, "patch_embed"):
-            rows, columns = self.vit.patch_embed.grid_size
-            return int(rows), int(columns)
-        (down, across), (height, width) = patch_size(self.vit), self.preprocessing.input_size
-        return height // down, width // across
+        embedding = self.vit.embeds if hasattr(self.vit, "embeds") else self.vit.patch_embed
+        if hasattr(embedding, "grid_size") and not getattr(embedding, "dynamic_img_pad", False):
+            rows, columns = embedding.grid_size
+        else:  # as large as the image, and rounded up where timm pads
+            rows, columns = embedding.dynamic_feat_size(self.preprocessing.input_size)
+        return int(rows), int(columns)
 
     @property
     def patches(self) -> int:

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}  # of a chunk of masks' largest intermediate
+# Of a chunk's largest intermediate: what a core's cache holds, or what fills any accelerator.
+CHUNK_BYTES = {"cpu": 8 * 2**20, "cuda": 2**30}
+WHOLE_BATCH = slice(None)
 
 
 @dataclass(frozen=True)
 class MaskLogits:
-    """Logits under some of the masks; `centres` are their cells on the flattened grid."""
+    """Logits of some of the images under some of the masks.
 
+    `images`: which of the batch. `centres`: the masks' cells on the flattened grid.
+    """
+
+    images: slice
     centres: Int[Tensor, " masks"]
     logits: Float[Tensor, "batch masks classes"]
 
@@ -25,6 +31,7 @@ class Passes:
     masked: Iterator[MaskLogits]
 
 
-def masks_at_once(mask_bytes: int, like: Tensor) -> int:
-    """How many masks go through the network together, each with intermediates of `mask_bytes`."""
-    return max(1, CHUNK_BYTES[like.device.type] // max(1, mask_bytes))
+def at_once(each_bytes: int, like: Tensor) -> int:
+    """How many masks, or images, are worked on together that need `each_bytes` each."""
+    budget = CHUNK_BYTES["cpu" if like.device.type == "cpu" else "cuda"]
+    return max(1, budget // max(1, each_bytes))

@@ -29,6 +29,12 @@ from explainer.scores import Target, class_scores, select_targets
 from explainer.structure import tokens_entering
 
 Precision = Literal["float32", "mixed"]
+# bfloat16 has a wider range, but an eighth of the digits that tell masks apart (docs/reciprocam.md)
+MIXED = torch.float16
+
+
+class PrecisionError(ValueError):
+    """The model's activations do not fit into the precision that was asked for."""
 
 
 @dataclass(frozen=True)
@@ -139,21 +145,26 @@ def explain(
     """Explain a batch of crops: which patches carry the score of each target class.
 
     `labels` are class indices, needed for target `label` only. `precision`: the model's own, or
-    `mixed`, where matrix products and convolutions are in bfloat16, and norms, softmax, residuals,
+    `mixed`, where matrix products and convolutions are in float16, and norms, softmax, residuals,
     the classifier and the scores in the model's own. Raises ValueError where the target asks for
-    what is not there, or `method` has no cheap exact form on `model`, unless `allow_definition`.
-    The model is not changed.
+    what is not there, or `method` has no cheap exact form on `model`, unless `allow_definition`,
+    and PrecisionError where float16 is too narrow for the model. The model is not changed.
     """
     method = method or ReciproCam()
     method.check(model, allow_definition=allow_definition)
     target = Target.parse(target) if isinstance(target, str) else target
-    with torch.autocast(crops.device.type, torch.bfloat16, enabled=precision == "mixed"):
+    with torch.autocast(crops.device.type, MIXED, enabled=precision == "mixed"):
         passes = _passes(model, crops, method)
         targets = select_targets(passes.unmasked, target, labels)
         scores = passes.unmasked.new_empty(*targets.shape, model.patches)
         for part in passes.masked:
-            of_part = class_scores(part.logits, targets, method.score)
-            scores[:, :, part.centres] = of_part.transpose(1, 2)
+            of_part = class_scores(part.logits, targets[part.images], method.score)
+            scores[part.images, :, part.centres] = of_part.transpose(1, 2)
+    if precision == "mixed" and not (passes.unmasked.isfinite().all() & scores.isfinite().all()):
+        raise PrecisionError(
+            f"{model.name} has activations beyond float16, which mixed precision computes in; use "
+            "precision float32"
+        )
     return Explanation(passes.unmasked, targets, scores.unflatten(-1, model.grid))
 
 

@@ -36,7 +36,7 @@ PARALLEL = (ParallelScalingBlock, DiffParallelScalingBlock)  # attention and MLP
 BLOCKS = (*PRE_NORM, *POST_NORM, *PARALLEL, ParallelThingsBlock)
 
 Position = Mapping[str, Tensor | None]
-Pooling = Literal["token", "avg", "map", "max", "avgmax", ""]
+Pooling = Literal["token", "avg", "map", "max", "avgmax", "prr", ""]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def tokens_entering(
 ) -> Entering:
     """Run timm's own embedding and the blocks before `block`, counted from 0."""
     tokens, positions = EMBEDDINGS[type(vit)](vit, images)
+    tokens = tokens.to(images.dtype)  # under autocast the residual stream stays in full precision
     for earlier, position in zip(vit.blocks[:block], positions, strict=False):
         tokens = earlier(tokens, **position)
     return Entering(tokens, positions[block:])
@@ -118,19 +119,21 @@ def position_term(vit: TimmModule) -> Literal["rotary", "relative"] | None:
 
 def pooling(vit: TimmModule) -> Pooling:
     """How the head reads the last block's tokens: the class token, a mean, by attention, or not."""
-    if getattr(vit, "attn_pool", None) is not None:
+    if isinstance(getattr(vit, "attn_pool", None), AttentionPoolLatent):
         return "map"
     return "token" if isinstance(vit, VisionTransformerDistilled) else vit.global_pool
 
 
+def first_pooled(vit: TimmModule) -> int:
+    """The first token that average or attention pooling reads."""
+    all_read = isinstance(vit, Eva) and vit.attn_pool is not None
+    return 0 if all_read or getattr(vit, "pool_include_prefix", False) else vit.num_prefix_tokens
+
+
 def is_plain_latent_pool(vit: TimmModule) -> bool:
-    """Whether attention pooling is by latent queries, without positions or normalised keys."""
+    """Whether attention pooling adds no positions and normalises no keys."""
     pool = vit.attn_pool
-    return (
-        type(pool) is AttentionPoolLatent
-        and pool.pos_embed is None
-        and isinstance(pool.k_norm, nn.Identity)
-    )
+    return pool.pos_embed is None and isinstance(pool.k_norm, nn.Identity)
 
 
 def attention_inputs(

@@ -34,7 +34,7 @@ class ModelConfig:
     """The classifier."""
 
     name: Annotated[str, Flag(name="model")]
-    """Any timm name of a class-token vision transformer (`hf-hub:` too)."""
+    """Any timm name of a plain vision transformer (`hf-hub:` too)."""
     checkpoint: str | None = None
     """Weights: a .safetensors or .pth URL, with config.json beside it if it has one, or
     random:SEED. Default: timm's pretrained weights."""
@@ -75,7 +75,7 @@ class MethodConfig:
     score: Literal["log_odds", "logit"] = "log_odds"
     """Log-odds rank like the probability and do not saturate."""
     precision: Literal["float32", "mixed"] = "float32"
-    """mixed: matrix products in bfloat16, all else in float32; meant for GPUs."""
+    """mixed: matrix products in float16, all else in float32; meant for GPUs."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ExecutionConfig:
     replicas: int | None = None
     """How many copies of the model. Default: one a GPU, or one for every four cores."""
     batch_size: int | None = None
-    """Images that go through the model at once; halved where they do not fit into memory.
+    """Images that go through the model at once; halved where they do not fit into a GPU's memory.
     Default: 32 on CPU cores, 128 on a GPU."""
     address: str | None = None
     """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from jobs import heatmaps, summary
 from jobs.aggregate import Aggregate, ClassHeatmap, aggregate, class_heatmaps, read_means
-from jobs.config import Exit, ExplainConfig
+from jobs.config import ConfigurationError, Exit, ExplainConfig
 from jobs.plan import Shard, remaining, shards
 from jobs.pool import ClusterError, Pool, ShardFailure, connect, resources
 from jobs.prepare import Prepared, prepare
@@ -77,6 +77,8 @@ def dispatch(
             _watch(pool, todo, attempt, progress, tolerated)
     except ClusterError as error:
         attempt.stopped, attempt.problem = Exit.INCOMPLETE, str(error)
+    except ConfigurationError as error:
+        attempt.stopped, attempt.problem = Exit.BAD_INPUT, str(error)
     except KeyboardInterrupt:
         attempt.stopped = Exit.TERMINATED if signals.terminated else Exit.INTERRUPTED
     finally:

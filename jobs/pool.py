@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+import torch
 from ray import ObjectRef
 from ray.exceptions import (
     NodeDiedError,
@@ -20,7 +21,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from jobs.config import ExecutionConfig
+from explainer import PrecisionError
+from jobs.config import ConfigurationError, ExecutionConfig
 from jobs.plan import Shard
 from jobs.replica import Replica, ReplicaInfo
 from jobs.worker import Job, ShardReport
@@ -31,6 +33,7 @@ INFRASTRUCTURE = (
     StorageUnavailable,
     WorkerCrashedError,
     OutOfMemoryError,
+    torch.OutOfMemoryError,
     ObjectLostError,
     NodeDiedError,
 )
@@ -150,7 +153,8 @@ class Pool:
         """Yield a report or a failure for every shard as they end, and None where time passes.
 
         Leaving the iterator early ends all replicas. Raises ClusterError where for `start_timeout`
-        seconds no replica is there to work, or replicas are lost over and over.
+        seconds no replica is there to work, or replicas are lost over and over, and
+        ConfigurationError where the model does not fit into the precision that was asked for.
         """
         self._queue.extend(shards)
         job = ray.put(self.job)
@@ -204,6 +208,8 @@ class Pool:
             outcome = self._retry(member.shard, reason(error))
             self._assign(member)
             return outcome
+        except PrecisionError as error:
+            raise ConfigurationError([reason(error)]) from error
         self._losses_in_a_row = 0
         if isinstance(result, ReplicaInfo):
             self._admit(result)

@@ -109,6 +109,72 @@ def test_every_structure_at_every_block_in_both_conventions(
         assert relative_error(got, by_definition(model, images, method)) <= 1e-9, method
 
 
+# What no registered name has, but a checkpoint's arguments may.
+OPTIONS = (
+    ("vit_tiny_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}),
+    ("vit_tiny_patch16_224", {"global_pool": "avg", "fc_norm": False}),
+    ("vit_tiny_patch16_224", {"global_pool": "max"}),
+    ("vit_tiny_patch16_224", {"global_pool": "prr"}),
+    ("vit_tiny_patch16_224", {"qk_norm": True}),
+    ("vit_tiny_patch16_224", {"attn_layer": "diff", "qk_norm": True}),
+    ("vit_tiny_patch16_224", {"scale_attn_norm": True, "scale_mlp_norm": True}),
+    ("vit_tiny_patch16_224", {"pos_embed": "none", "class_token": False, "global_pool": "avg"}),
+    ("vit_base_patch16_siglip_224", {"class_token": True}),
+    ("eva_giant_patch14_224", {"global_pool": "map"}),
+    ("vit_small_patch16_dinov3", {"global_pool": "map"}),
+    ("vit_small_patch16_dinov3", {"global_pool": "token"}),
+    ("vit_base_patch16_sapiens2", {"num_kv_heads": 1}),
+    ("beit_base_patch16_224", {"global_pool": "token", "use_shared_rel_pos_bias": True}),
+    ("vit_relpos_base_patch16_cls_224", {"rel_pos_type": "bias"}),
+    ("naflexvit_base_patch16_map", {"rope_type": "axial", "attn_type": "rope"}),
+    ("naflexvit_base_patch16_map", {"attn_gated": True, "attn_type": "rope"}),
+)
+
+
+@pytest.mark.parametrize(("name", "arguments"), OPTIONS)
+def test_structures_that_arguments_make_are_exact_too(
+    name, arguments, enlivened, random_crops, relative_error
+):
+    model = enlivened(reduced(name, arguments))
+    images = random_crops(model, 2)
+    for block in (-1, -2):
+        method = ReciproCam(block)
+        got = explain(model, images, target="top:2", method=method, allow_definition=True)
+        assert relative_error(got, by_definition(model, images, method)) <= 1e-9, block
+
+
+# timm's RMS norm has no fused kernel for the float16 that a convolution gives it, and says so.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+@pytest.mark.parametrize(
+    "name", [*STRUCTURES, "vit_relpos_base_patch16_rpn_224", "naflexvit_base_patch16_siglip"]
+)
+def test_mixed_precision_keeps_residuals_and_scores_in_the_models_own(
+    name, enlivened, random_crops
+):
+    model = enlivened(reduced(name), torch.float32, 0.05)
+    images = random_crops(model, 2)
+    exact, mixed = (
+        explain(model, images, precision=precision, allow_definition=True)
+        for precision in ("float32", "mixed")
+    )
+    assert mixed.scores.dtype == mixed.logits.dtype == torch.float32
+    torch.testing.assert_close(mixed.logits, exact.logits, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "grid"),
+    [({"dynamic_img_size": True, "dynamic_img_pad": True}, (4, 5)), ({}, (3, 4))],
+)
+def test_an_input_that_cuts_patches_has_the_grid_that_timm_makes(
+    arguments, grid, enlivened, random_crops, relative_error
+):
+    model = enlivened(reduced("vit_tiny_patch16_224", arguments | {"img_size": (26, 34)}))
+    assert model.grid == grid
+    images, method = random_crops(model, 2), ReciproCam()
+    got = explain(model, images, method=method)
+    assert relative_error(got, by_definition(model, images, method)) <= 1e-9
+
+
 @pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_base_patch16_rope_224"])
 def test_collapsing_a_model_with_positions_in_its_attention_fails(
     name, enlivened, random_crops, relative_error

@@ -131,6 +131,7 @@ def test_arguments_that_timm_refuses():
     [
         ("swin_tiny_patch4_window7_224", {}, "it is a SwinTransformer, and the method masks patch"),
         ("convnext_tiny", {}, "it is a ConvNeXt, and the method masks patch tokens in front of a"),
+        (VIT, {"in_chans": 1}, "images have 3 channels; got in_chans 1 in --model-args"),
         (VIT, {"global_pool": ""}, "its head pools no tokens; give global_pool in --model-args"),
     ],
 )
@@ -592,7 +593,8 @@ def test_another_input_size_resamples_the_positions_and_changes_the_grid():
     assert_explained_as_by_definition(enliven(model))
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # timm's, resizing BEiT's bias tables
+# timm's own, where it resizes BEiT's bias tables.
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple sequence")
 @pytest.mark.parametrize(
     ("name", "step"),
     [

@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 
+from explainer import load_model
 from jobs.config import Exit, ExplainConfig, InputConfig, MethodConfig
 from storage.locations import Location
 from storage.runs import FingerprintMismatch, open_run
@@ -433,3 +435,19 @@ def test_odd_names_of_folders_and_images(run_job, config, tmp_path):
     assert odd.out in told
     rows = rows_of(Location(odd.out))
     assert sorted(row["image_id"] for row in rows) == sorted(f"cl[/red]ass/{n}" for n in names)
+
+
+def test_a_model_that_overflows_mixed_precision_is_told_with_exit_2(
+    run_job, config, tiny_model, tmp_path
+):
+    arguments = json.loads(tiny_model.model_args)
+    model = load_model(tiny_model.name, seed=0, model_args=arguments)
+    model.vit.blocks[-1].mlp.fc1.weight.mul_(1e7)
+    weights = {name: tensor.contiguous() for name, tensor in model.vit.state_dict().items()}
+    (tmp_path / "large.safetensors").write_bytes(safetensors.torch.save(weights))
+    large = replace(tiny_model, checkpoint=str(tmp_path / "large.safetensors"))
+    mixed = replace(config, model=large, method=MethodConfig(precision="mixed"))
+    code, told = run_job(mixed)
+    assert code is Exit.BAD_INPUT
+    assert "activations beyond float16, which mixed precision computes in" in told
+    assert open_run(Location(config.out)).committed() == set()
