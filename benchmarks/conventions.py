@@ -1,6 +1,6 @@
 """Compare ReciproCAM's conventions on the models of benchmarks/planted_models.py.
 
-    python benchmarks/conventions.py DIR [--models NAME ...] [--carriers N] [--clean N]
+    python benchmarks/conventions.py DIR [--models NAME ...] [--carriers N] [--clean N] [--reuse]
 
 Every map explains the predicted class. Measured are:
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(BUILDS))
     parser.add_argument("--carriers", type=int, default=80)
     parser.add_argument("--clean", type=int, default=100)
+    parser.add_argument("--reuse", action="store_true", help="numbers of models measured before")
     options = parser.parse_args()
     torch.set_num_threads(1)
     plants = {plant: carriers(name, range(CANDIDATES)) for plant, name in PLANTS.items()}
@@ -81,6 +82,10 @@ def main() -> None:
     clean = pictures_of(names, range(CANDIDATES // 4), planted=False)
     every: list[Results] = []
     for name in options.models:
+        stored = options.models_dir / name / "conventions.npz"
+        if options.reuse and stored.exists():
+            every.append(read(stored))
+            continue
         torch.manual_seed(0)
         model, seconds = load_trained(options.models_dir / name), defaultdict(float)
         found = defaultdict(list)
@@ -90,10 +95,15 @@ def main() -> None:
         for key, values in measure_clean(model, *clean, options.clean, seconds):
             found[key].append(values)
         every.append({key: torch.cat(parts).numpy() for key, parts in found.items()})
-        named = {" | ".join(key): values for key, values in every[-1].items()}
-        np.savez(options.models_dir / name / "conventions.npz", **named)
+        np.savez(stored, **{" | ".join(key): values for key, values in every[-1].items()})
         out.print(f"\n### {name}\n\n" + "\n".join(table(model, every[-1], seconds)))
     out.print("\n### All models\n\n" + "\n".join(counts(every)))
+
+
+def read(stored: Path) -> Results:
+    """What an earlier run measured."""
+    with np.load(stored) as arrays:
+        return {tuple(key.split(" | ")): arrays[key] for key in arrays}
 
 
 def carriers(name: str, seeds: range) -> Carriers:
