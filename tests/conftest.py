@@ -192,6 +192,24 @@ def random_crops() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def by_definition() -> Callable[..., Any]:
+    """The definition's logits under every mask, at the block that a method uses on a model."""
+    from explainer.reference import masked_logits
+
+    def logits(model: Any, images: Any, method: Any) -> Any:
+        return masked_logits(
+            model.vit,
+            model.normalise(images),
+            model.grid,
+            block=method.form(model).block,
+            residual=method.residual,
+            mask=method.mask,
+        )
+
+    return logits
+
+
+@pytest.fixture(scope="session")
 def relative_error() -> Callable[..., float]:
     """Largest error of an explanation's maps over the range of the definition's own.
 

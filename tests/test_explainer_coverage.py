@@ -11,7 +11,6 @@ from explainer.collapse import collapsed
 from explainer.coverage import entry, markdown, plain_names, reduced
 from explainer.masks import masks_of
 from explainer.reciprocam import Explanation
-from explainer.reference import masked_logits
 from explainer.structure import tokens_entering
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "coverage.md"
@@ -29,20 +28,10 @@ def entries(built):
     return {name: built.get(name) or entry(reduced(name)) for name in plain_names()}
 
 
-def by_definition(model, images, method):
-    form = method.form(model)
-    return masked_logits(
-        model.vit,
-        model.normalise(images),
-        model.grid,
-        block=form.block,
-        residual=method.residual,
-        mask=method.mask,
-    )
-
-
 @pytest.mark.parametrize("name", plain_names())
-def test_every_name_equals_the_definition(name, built, enlivened, random_crops, relative_error):
+def test_every_name_equals_the_definition(
+    name, built, by_definition, enlivened, random_crops, relative_error
+):
     model = enlivened(reduced(name))
     built[name] = entry(model)
     images, method = random_crops(model, 2), ReciproCam()
@@ -93,7 +82,7 @@ STRUCTURES = (
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_every_structure_at_every_block_in_both_conventions(
-    name, enlivened, random_crops, relative_error
+    name, by_definition, enlivened, random_crops, relative_error
 ):
     model = enlivened(reduced(name))
     images = random_crops(model, 2)
@@ -133,7 +122,7 @@ OPTIONS = (
 
 @pytest.mark.parametrize(("name", "arguments"), OPTIONS)
 def test_structures_that_arguments_make_are_exact_too(
-    name, arguments, enlivened, random_crops, relative_error
+    name, arguments, by_definition, enlivened, random_crops, relative_error
 ):
     model = enlivened(reduced(name, arguments))
     images = random_crops(model, 2)
@@ -166,7 +155,7 @@ def test_mixed_precision_keeps_residuals_and_scores_in_the_models_own(
     [({"dynamic_img_size": True, "dynamic_img_pad": True}, (4, 5)), ({}, (3, 4))],
 )
 def test_an_input_that_cuts_patches_has_the_grid_that_timm_makes(
-    arguments, grid, enlivened, random_crops, relative_error
+    arguments, grid, by_definition, enlivened, random_crops, relative_error
 ):
     model = enlivened(reduced("vit_tiny_patch16_224", arguments | {"img_size": (26, 34)}))
     assert model.grid == grid
@@ -177,7 +166,7 @@ def test_an_input_that_cuts_patches_has_the_grid_that_timm_makes(
 
 @pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_base_patch16_rope_224"])
 def test_collapsing_a_model_with_positions_in_its_attention_fails(
-    name, enlivened, random_crops, relative_error
+    name, by_definition, enlivened, random_crops, relative_error
 ):
     """What the refusal guards against: biased queries make masked tokens differ by their place."""
     model = enlivened(reduced(name))
@@ -197,7 +186,9 @@ def test_collapsing_a_model_with_positions_in_its_attention_fails(
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_a_few_at_their_own_size(name, request, enlivened, random_crops, relative_error):
+def test_a_few_at_their_own_size(
+    name, request, by_definition, enlivened, random_crops, relative_error
+):
     if not request.config.getoption("--full-size"):
         pytest.skip("minutes long: pytest --full-size")
     model = enlivened(load_model(name, seed=0, model_args={"num_classes": 5}), scale=0.05)

@@ -20,7 +20,6 @@ from explainer import (
 )
 from explainer.coverage import reduced
 from explainer.reciprocam import PrecisionError
-from explainer.reference import masked_logits
 
 # Structural flags are the family's own; only sizes are reduced.
 FAMILIES = {
@@ -55,32 +54,20 @@ def build(enlivened):
     return make
 
 
-def definition_of(model: VitClassifier, images: torch.Tensor, method: ReciproCam) -> torch.Tensor:
-    """The definition's logits under every mask."""
-    form = method.form(model)
-    return masked_logits(
-        model.vit,
-        model.normalise(images),
-        model.grid,
-        block=form.block,
-        residual=method.residual,
-        mask=method.mask,
-    )
-
-
 @pytest.mark.parametrize(
-    ("block", "mask", "dtype"),
+    "case",
     [(block, mask, torch.float64) for block in (-1, -2, -3) for mask in ("3x3", "1x1")]
     + [(block, "3x3", torch.float32) for block in (-1, -2)],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_fast_form_equals_the_definition(
-    family, block, mask, dtype, build, random_crops, relative_error
+    family, case, build, by_definition, random_crops, relative_error
 ):
+    block, mask, dtype = case
     model = build(family, dtype)
     images = random_crops(model)
     residual = "kept" if block == -1 else "masked"
-    logits = definition_of(model, images, ReciproCam(block, residual, mask))
+    logits = by_definition(model, images, ReciproCam(block, residual, mask))
     labels = torch.tensor([0, 1, 2, 3, 4, 5, 0])
     for score in ("log_odds", "logit"):
         method = ReciproCam(block, residual, mask, score)
@@ -91,11 +78,11 @@ def test_fast_form_equals_the_definition(
 
 
 @pytest.mark.parametrize("block", [-1, -2])
-def test_both_residuals_agree_at_the_last_block_only(block, build, random_crops):
+def test_both_residuals_agree_at_the_last_block_only(block, build, by_definition, random_crops):
     model = build("vit")
     images = random_crops(model)
     kept, masked = (
-        definition_of(model, images, ReciproCam(block, residual)) for residual in ("kept", "masked")
+        by_definition(model, images, ReciproCam(block, residual)) for residual in ("kept", "masked")
     )
     agree = torch.allclose(kept, masked, rtol=0, atol=1e-12)
     assert agree == (block == -1)
@@ -134,10 +121,12 @@ MUTATIONS = (wrong_kernel, no_multiplicity, no_query_bias, no_second_residual, t
 
 @pytest.mark.parametrize("block", [-1, -2])
 @pytest.mark.parametrize("mutate", MUTATIONS)
-def test_a_mutated_formula_fails(monkeypatch, mutate, block, build, random_crops, relative_error):
+def test_a_mutated_formula_fails(
+    monkeypatch, mutate, block, build, by_definition, random_crops, relative_error
+):
     model = build("vit")
     images = random_crops(model)
-    logits = definition_of(model, images, ReciproCam(block))
+    logits = by_definition(model, images, ReciproCam(block))
     masks.masks_of.cache_clear()
     mutate(monkeypatch)
     got = explain(model, images, method=ReciproCam(block))
@@ -243,13 +232,13 @@ def test_a_method_without_a_fast_exact_form_is_refused(method, message, build, r
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 5), (2, 2), (3, 3)])
-def test_grids_no_larger_than_the_window_are_exact(grid, enlivened, random_crops):
+def test_grids_no_larger_than_the_window_are_exact(grid, enlivened, by_definition, random_crops):
     args = {"img_size": (8 * grid[0], 8 * grid[1]), "patch_size": 8, "embed_dim": 48, "depth": 3}
     args |= {"num_heads": 3, "num_classes": 3}
     model = enlivened(load_model("vit_tiny_patch16_224", seed=0, model_args=args))
     images, method = random_crops(model, 2), ReciproCam(score="logit")
     got = explain(model, images, target="all", method=method)
-    want = definition_of(model, images, method).gather(
+    want = by_definition(model, images, method).gather(
         -1, got.targets[:, None].expand(-1, 1, -1).expand(-1, model.patches, -1)
     )
     torch.testing.assert_close(got.scores.flatten(-2), want.transpose(1, 2), rtol=0, atol=1e-9)
