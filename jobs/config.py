@@ -24,7 +24,26 @@ class InputConfig:
     images: str | None = None
     """Folder of images, one sub-folder a class or flat: a path or any fsspec URL (s3://...)."""
     manifest: str | None = None
-    """Parquet or CSV table with a column `uri`, optionally `label` and `image_id`."""
+    """What lists the images (Parquet, CSV, JSON lines: a column `uri`, optionally `label` and
+    `image_id`) or holds them (Parquet with image bytes, tar shards): a file, a folder or a glob."""
+    uri_column: str | None = None
+    """Column of a manifest with the images' urls, or with the images. Default: the usual names."""
+    label_column: str | None = None
+    """Column of a manifest, or key of a tar's .json members, with the labels."""
+    id_column: str | None = None
+    """Column of a manifest with the images' unique names; a field inside a struct as image.path."""
+    where: str | None = None
+    """Explain the rows that meet a condition in SQL, such as "label = 'cat' AND width > 300"."""
+    classes: str | None = None
+    """Explain the images with these labels: a,b,c."""
+    sample: int | None = None
+    """Explain so many images, drawn at random, of those that --where and --classes leave."""
+    seed: int = 0
+    """What --sample draws by."""
+    limit: int | None = None
+    """Explain the first so many images, of those that the other options leave."""
+    extend: str | None = None
+    """A finished run over a part of the dataset: explain only the images that it does not have."""
     storage: Annotated[str | None, Flag(name="input-storage")] = None
     """JSON file of fsspec options for reading images, manifest, checkpoint and head."""
 
@@ -55,6 +74,9 @@ class ModelConfig:
     """Share of the resized image's side that the centre crop keeps."""
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = None
     """How images are resized."""
+    exact_preprocessing: bool = False
+    """Use timm's own transform, bit for bit, in place of one that is faster and at most two levels
+    of 255 away."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +149,10 @@ class ExplainConfig:
             found.append(f"--replicas must be at least 1; got {self.execution.replicas}")
         if self.execution.batch_size is not None and self.execution.batch_size < 1:
             found.append(f"--batch-size must be at least 1; got {self.execution.batch_size}")
+        for name in ("sample", "limit"):
+            count = getattr(self.input, name)
+            if count is not None and count < 1:
+                found.append(f"--{name} must be at least 1; got {count}")
         if not 0 <= self.execution.max_failed <= 1:
             found.append(f"--max-failed is a share from 0 to 1; got {self.execution.max_failed}")
         if self.model.crop_pct is not None and not 0 < self.model.crop_pct <= 1:

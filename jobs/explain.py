@@ -13,14 +13,13 @@ from rich.console import Console
 from jobs import heatmaps, summary
 from jobs.aggregate import Aggregate, ClassHeatmap, aggregate, class_heatmaps, read_means
 from jobs.config import ConfigurationError, Exit, ExplainConfig
-from jobs.plan import Shard, remaining, shards
+from jobs.plan import Shard, remaining
 from jobs.pool import ClusterError, Pool, ShardFailure, connect, resources
 from jobs.prepare import Prepared, prepare
 from jobs.progress import RunProgress
 from jobs.summary import Attempt
 from jobs.worker import Job
 from storage import schema
-from storage.manifests import encode
 from storage.runs import Run, open_or_create
 
 PICTURE_WRITERS = 16
@@ -35,7 +34,7 @@ def explain(config: ExplainConfig, console: Console) -> Exit:
     Raises ConfigurationError, and FingerprintMismatch where `out` holds another run.
     """
     prepared = prepare(config)
-    planned = shards(prepared.rows, prepared.description["shard_size"])
+    planned = prepared.shards()
     summary.tell_plan(console, prepared, planned)
     if config.execution.dry_run:
         return Exit.COMPLETE
@@ -47,7 +46,8 @@ def explain(config: ExplainConfig, console: Console) -> Exit:
         return summary.tell_finished(console, run, config, finished)
 
     summary.warn_unless_conditional(console, run)
-    run.manifest.create(encode(prepared.manifest, prepared.description["shard_size"]))
+    if prepared.manifest.data is not None:
+        run.manifest.create(prepared.manifest.data)
     attempt = dispatch(prepared, config, run, todo, console)
     missing = remaining(planned, run.committed())
     if missing or attempt.interrupted:
@@ -94,7 +94,8 @@ def _pool(prepared: Prepared, config: ExplainConfig, run: Run) -> Pool:
         method=prepared.method,
         target=prepared.target,
         run=run,
-        input_options=prepared.input_options,
+        rows=prepared.manifest.source(run.manifest),
+        reading=prepared.reading,
         batch_size=config.execution.batch_size or BATCH_SIZE[need.device],
         precision=config.method.precision,
         device=need.device,

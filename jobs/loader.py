@@ -1,15 +1,14 @@
 """Fetch and decode one batch of a shard: what a loading task does, without Ray."""
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import UInt8
 
 from explainer.preprocess import Decoded, Preprocessing, decode
-from storage.images import Fetched, fetch
+from storage.images import Fetched, Reading, fetch
 
 
 @dataclass(frozen=True)
@@ -27,15 +26,13 @@ class Batch:
     decode_seconds: float
 
 
-def load_batch(
-    uris: Sequence[str | None], options: Mapping[str, Any], preprocessing: Preprocessing
-) -> Batch:
-    """Fetch and decode images; one that fails keeps its place with a status.
+def load_batch(rows: pa.Table, reading: Reading, preprocessing: Preprocessing) -> Batch:
+    """Fetch and decode the images of manifest rows; one that fails keeps its place with a status.
 
     Raises StorageUnavailable where the storage, not an image, is at fault.
     """
     started = time.perf_counter()
-    fetched = fetch(uris, options)
+    fetched = fetch(rows, reading)
     fetched_at = time.perf_counter()
     decoded = [_decode(item, preprocessing) for item in fetched]
     crops = [image.crop for image in decoded if image.crop is not None]

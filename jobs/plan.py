@@ -1,7 +1,8 @@
 """Which rows form a shard, and which shards are still to do: pure arithmetic."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 LEAST_ROWS, MOST_ROWS = 16, 4096
 MOST_ROWS_OF_A_PART = 65_536
@@ -19,10 +20,6 @@ class Shard:
     def rows(self) -> int:
         return self.stop - self.start
 
-    def batches(self, size: int) -> list[range]:
-        """The shard's rows, counted from its start, in runs of at most `size`."""
-        return [range(i, min(i + size, self.rows)) for i in range(0, self.rows, size)]
-
 
 def shard_size(rows: int, targets_per_image: int) -> int:
     """Manifest rows of a shard, from the row count alone, so that every resume cuts alike.
@@ -31,13 +28,47 @@ def shard_size(rows: int, targets_per_image: int) -> int:
     part of more than 65,536 rows.
     """
     wanted = min(max(rows // 64, LEAST_ROWS), MOST_ROWS)
-    return max(1, min(wanted, MOST_ROWS_OF_A_PART // targets_per_image))
+    return min(wanted, most_rows(targets_per_image))
+
+
+def most_rows(targets_per_image: int) -> int:
+    """Manifest rows that a shard may have at most, whatever they lie in."""
+    return max(1, MOST_ROWS_OF_A_PART // targets_per_image)
 
 
 def shards(rows: int, size: int) -> list[Shard]:
     """Cut `rows` manifest rows into shards of `size`; the last may be shorter."""
-    starts = range(0, rows, size)
-    return [Shard(index, start, min(start + size, rows)) for index, start in enumerate(starts)]
+    return _numbered([min(size, rows - start) for start in range(0, rows, size)])
+
+
+def grouped_shards(groups: Sequence[Sequence[int]], size: int, most: int) -> list[Shard]:
+    """Cut the rows of files that hold images along the files' row groups, given by their rows.
+
+    Row groups of one file share a shard of at most `size` rows; a larger one is a shard of its own,
+    cut evenly where it has more than `most`. A tar, which is one group, so becomes one shard.
+    """
+    lengths: list[int] = []
+    for file in groups:
+        joined = 0
+        for rows in file:
+            if joined and joined + rows > size:
+                lengths.append(joined)
+                joined = 0
+            joined += rows
+            if joined > most:
+                pieces = -(-joined // most)
+                lengths += [joined // pieces + (i < joined % pieces) for i in range(pieces)]
+                joined = 0
+        lengths += [joined] if joined else []
+    return _numbered(lengths)
+
+
+def _numbered(lengths: Sequence[int]) -> list[Shard]:
+    stops = list(accumulate(lengths))
+    return [
+        Shard(index, stop - rows, stop)
+        for index, (rows, stop) in enumerate(zip(lengths, stops, strict=True))
+    ]
 
 
 def remaining(planned: list[Shard], committed: Collection[int]) -> list[Shard]:

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-import pyarrow.compute as pc
-
 from explainer import ReciproCam, Target, VitClassifier, load_model
 from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from explainer.models import ModelError, PreprocessingOverrides
 from jobs.config import ConfigurationError, ExplainConfig, MethodConfig, ModelConfig
-from jobs.plan import shard_size
+from jobs.images import check_extends, extended_run, read_images
+from jobs.plan import Shard, grouped_shards, most_rows, shard_size, shards
+from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
-from storage.manifests import Manifest, ManifestError, read_folder, read_manifest
-from storage.runs import fingerprint, read_description
+from storage.manifests import Manifest, ManifestError, NothingNew
+from storage.runs import NotARun, fingerprint, read_description
 from storage.schema import SCHEMA_VERSION
 
 Value = TypeVar("Value")
@@ -24,13 +24,14 @@ INPUT_ERRORS = (
     CheckpointError,
     ModelError,
     ManifestError,
+    NotARun,
     StorageUnavailable,
     ValueError,
     OSError,
     ImportError,  # gs:// without its package
 )
 # Of the configuration; a signed url is a secret.
-URLS = ("images", "manifest", "checkpoint", "head", "class_names", "out")
+URLS = ("images", "manifest", "extend", "checkpoint", "head", "class_names", "out")
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,21 @@ class Prepared:
     method: ReciproCam
     target: Target
     manifest: Manifest
-    input_options: Mapping[str, Any]
+    reading: Reading
     out: Location
     description: Mapping[str, Any]
 
     @property
     def rows(self) -> int:
-        return int(self.manifest.table.num_rows)
+        return self.manifest.rows
+
+    def shards(self) -> list[Shard]:
+        """The manifest's rows, cut: along the files that hold the images where there are such."""
+        size = self.description["shard_size"]
+        if self.manifest.groups:
+            most = most_rows(self.description["targets_per_image"])
+            return grouped_shards(self.manifest.groups, size, most)
+        return shards(self.rows, size)
 
     @property
     def labels_unknown(self) -> int:
@@ -57,12 +66,17 @@ class Prepared:
 
 
 def prepare(config: ExplainConfig) -> Prepared:
-    """Read and check all that `config` names; raises ConfigurationError with every problem."""
+    """Read and check all that `config` names.
+
+    Raises ConfigurationError with every problem, and NothingNew where --extend leaves no image.
+    """
     problems = config.problems()
 
     def attempt(what: str, make: Callable[[], Value]) -> Value | None:
         try:
             return make()
+        except NothingNew:
+            raise
         except INPUT_ERRORS as error:
             problems.append(f"{what}: {error}")
             return None
@@ -72,9 +86,10 @@ def prepare(config: ExplainConfig) -> Prepared:
     out = attempt("--out", lambda: _output(config, output_options))
     target = attempt("--target", lambda: Target.parse(config.method.target))
     method = _method(config.method)
+    extended = attempt("--extend", lambda: extended_run(config, output_options))
     manifest = None
     if (config.input.images is None) != (config.input.manifest is None):
-        manifest = attempt("input", lambda: _manifest(config, input_options))
+        manifest = attempt("input", lambda: read_images(config.input, extended, input_options))
     model = attempt("--model", lambda: _model(config.model, input_options))
     if model is not None:
         allowed = config.execution.allow_definition
@@ -86,8 +101,15 @@ def prepare(config: ExplainConfig) -> Prepared:
     if problems or model is None or target is None or manifest is None or out is None:
         raise ConfigurationError(problems)
     method = method.resolved(model)
-    prepared = Prepared(model, method, target, manifest, input_options, out, {})
-    return replace(prepared, description=_describe(config, prepared))
+    reading = Reading(input_options, config.input.uri_column)
+    prepared = Prepared(model, method, target, manifest, reading, out, {})
+    description = _describe(config, prepared)
+    if extended is not None:
+        identity = description["fingerprint_of"]
+        attempt("--extend", lambda: check_extends(extended, identity))
+    if problems:
+        raise ConfigurationError(problems)
+    return replace(prepared, description=description)
 
 
 def _method(config: MethodConfig) -> ReciproCam:
@@ -130,12 +152,6 @@ def _output(config: ExplainConfig, options: Mapping[str, Any]) -> Location:
     except (OSError, StorageUnavailable) as error:
         raise OSError(f"cannot write to {out}: {error}") from error
     return out
-
-
-def _manifest(config: ExplainConfig, options: Mapping[str, Any]) -> Manifest:
-    if config.input.images is not None:
-        return read_folder(Location(config.input.images, options))
-    return read_manifest(Location(config.input.manifest or "", options))
 
 
 def _model(config: ModelConfig, options: Mapping[str, Any]) -> VitClassifier:
@@ -188,9 +204,8 @@ def _checkpoint(url: str | None, options: Mapping[str, Any]) -> Checkpoint | Non
 
 def _strangers(manifest: Manifest, model: VitClassifier) -> dict[str | int | None, int]:
     """Labels that are no class of the model, null among them, and how many rows have each."""
-    counts = pc.value_counts(manifest.table.column("label")).to_pylist()
     names = model.class_names
-    return {i["values"]: i["counts"] for i in counts if names.index(i["values"]) is None}
+    return {label: rows for label, rows in manifest.labels.items() if names.index(label) is None}
 
 
 def _check_labels(manifest: Manifest, model: VitClassifier) -> None:
@@ -199,7 +214,7 @@ def _check_labels(manifest: Manifest, model: VitClassifier) -> None:
         unknown = sum(strangers.values())
         raise ValueError(
             f"target label needs a label that is a class of the model in every row; {unknown} of "
-            f"{manifest.table.num_rows} have none, such as {list(strangers)[:3]}; the model's "
+            f"{manifest.rows} have none, such as {list(strangers)[:3]}; the model's "
             f"classes are {', '.join(model.class_names.names[:3])}, ...; explain the predicted "
             "class instead, or give --class-names"
         )

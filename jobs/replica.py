@@ -10,7 +10,7 @@ import ray
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
 from jobs.worker import ExplainWorker, Job, ShardReport
-from storage.manifests import read_rows
+from storage.columns import IN_PARQUET
 
 AHEAD_BYTES = 512 * 2**20
 
@@ -54,15 +54,15 @@ class _Loading:
 class Feed:
     """Keeps up to `ahead` batches loading as Ray tasks on any CPU, across the border of shards.
 
-    A batch's crops travel as uint8 in the object store, so what is loaded ahead is bounded in
+    A batch's crops travel as uint8 in the object store, and what is loaded ahead is bounded in
     bytes too. The tasks belong to the replica: they end with it.
     """
 
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
         self.job = job
+        self.ahead = ahead
         height, width = job.model.preprocessing.input_size
-        batch_bytes = 3 * height * width * job.batch_size
-        self.ahead = max(1, min(ahead, AHEAD_BYTES // batch_bytes))
+        self.rows_ahead = max(1, AHEAD_BYTES // (3 * height * width))
         self.load = ray.remote(num_cpus=loader_cpus, scheduling_strategy="SPREAD")(load_batch)
         self.loading: deque[_Loading] = deque()
         self.known_rows: dict[int, pa.Table] = {}
@@ -70,17 +70,16 @@ class Feed:
     def rows(self, shard: Shard) -> pa.Table:
         """The shard's manifest rows, read once."""
         if shard.index not in self.known_rows:
-            rows = read_rows(self.job.run.manifest, shard.start, shard.stop)
-            self.known_rows[shard.index] = rows
+            self.known_rows[shard.index] = self.job.rows.read(shard.start, shard.stop)
         return self.known_rows[shard.index]
 
     def batches(self, shard: Shard, upcoming: Shard | None) -> Iterator[Batch]:
         """The shard's batches in order, with `upcoming`'s first ones loading behind them."""
         self._keep_only(shard, upcoming)
-        runs = shard.batches(self.job.batch_size)
+        runs = self._runs(shard)
         wanted = deque((shard, run) for run in runs[len(self.loading) :])
         if upcoming is not None:
-            wanted.extend((upcoming, run) for run in upcoming.batches(self.job.batch_size))
+            wanted.extend((upcoming, run) for run in self._runs(upcoming))
         for _ in runs:
             self._fill(wanted)
             batch = ray.get(self.loading.popleft().batch)
@@ -88,14 +87,20 @@ class Feed:
             self._fill(wanted)
             yield batch
 
+    def _runs(self, shard: Shard) -> list[range]:
+        return loading_runs(self.rows(shard), self.job.batch_size, self.rows_ahead // 4)
+
     def _fill(self, wanted: deque[tuple[Shard, range]]) -> None:
         while wanted and len(self.loading) < self.ahead:
+            rows = sum(len(item.run) for item in self.loading)
+            if rows and rows + len(wanted[0][1]) > self.rows_ahead:
+                return
             self._submit(*wanted.popleft())
 
     def _submit(self, shard: Shard, run: range) -> None:
-        uris = self.rows(shard).column("uri").slice(run.start, len(run)).to_pylist()
-        preprocessing = self.job.model.preprocessing
-        batch = self.load.remote(uris, self.job.input_options, preprocessing)
+        # Taken, not sliced: a pickled slice carries the whole table.
+        rows = self.rows(shard).take(pa.array(run))
+        batch = self.load.remote(rows, self.job.reading, self.job.model.preprocessing)
         self.loading.append(_Loading(shard, run, batch))
 
     def _keep_only(self, shard: Shard, upcoming: Shard | None) -> None:
@@ -107,3 +112,23 @@ class Feed:
             self.loading.clear()
         indices = {shard.index} | ({upcoming.index} if upcoming else set())
         self.known_rows = {i: rows for i, rows in self.known_rows.items() if i in indices}
+
+
+def loading_runs(rows: pa.Table, size: int, most: int) -> list[range]:
+    """Which of a shard's rows are loaded by one task: at most `size`, in order.
+
+    A Parquet file's row group is read as a whole, so its images are loaded by one task too, up to
+    `most` of them.
+    """
+    ends = [len(rows)]
+    if IN_PARQUET[0] in rows.column_names:
+        places = [rows.column(name).to_pylist() for name in ("uri", IN_PARQUET[0])]
+        groups = list(zip(*places, strict=True))
+        ends = [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]] + ends
+        size = max(size, most)
+    starts = [0, *ends[:-1]]
+    return [
+        range(first, min(first + size, end))
+        for start, end in zip(starts, ends, strict=True)
+        for first in range(start, end, size)
+    ]

@@ -16,7 +16,9 @@ from explainer.preprocess import Decoded
 from jobs.loader import Batch
 from jobs.plan import Shard
 from storage import schema
+from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
+from storage.rows import RowSource
 from storage.runs import Run
 
 
@@ -28,7 +30,8 @@ class Job:
     method: ReciproCam
     target: Target
     run: Run
-    input_options: Mapping[str, Any]
+    rows: RowSource
+    reading: Reading
     batch_size: int
     precision: Precision
     device: str
@@ -65,17 +68,18 @@ class ExplainWorker:
         seconds = dict.fromkeys(("fetch", "decode", "wait", "compute", "write"), 0.0)
         tables = []
         statuses: Counter[str] = Counter()
-        runs = shard.batches(self.job.batch_size)
-        for run_of_rows, batch in zip(runs, _timed(batches, seconds), strict=True):
+        done = 0
+        for batch in _timed(batches, seconds):
             started = time.perf_counter()
-            manifest_rows = rows.slice(run_of_rows.start, len(run_of_rows)).to_pylist()
-            tables.append(
-                self._explain_batch(shard.start + run_of_rows.start, manifest_rows, batch)
-            )
+            manifest_rows = rows.slice(done, len(batch.images)).to_pylist()
+            tables.append(self._explain_batch(shard.start + done, manifest_rows, batch))
+            done += len(batch.images)
             seconds["compute"] += time.perf_counter() - started
             seconds["fetch"] += batch.fetch_seconds
             seconds["decode"] += batch.decode_seconds
             statuses.update(image.status for image in batch.images)
+        if done != shard.rows:
+            raise RuntimeError(f"{done} images were loaded for a shard of {shard.rows} rows")
         self._refuse_outage(tables)
         started = time.perf_counter()
         part = schema.encode_parquet(pa.concat_tables(tables), self._metadata(shard))

@@ -1,8 +1,9 @@
 """A digest of a table's content that no version, chunking or file format changes.
 
-For each column in order: its name and type as text, one little-endian int64 a row with the length
-of its value in bytes (-1 for null), then the values without the nulls: UTF-8 text, decimal text for
-integers, little-endian raw values for floats, booleans and lists of floats.
+sha256 over the columns in order: for each its name and type as text, then two sha256 digests: of
+one little-endian int64 a row with the length of its value in bytes (-1 for null), and of the values
+without the nulls: UTF-8 text, decimal text for integers, little-endian raw values for floats,
+booleans and lists of floats.
 """
 
 import hashlib
@@ -27,20 +28,49 @@ def type_name(kind: pa.DataType) -> str:
     raise TypeError(f"a column of type {kind} has no digest: use string, bool, numbers or lists")
 
 
+class TableDigest:
+    """The digest of a table that is given piece by piece; all pieces have the same columns."""
+
+    def __init__(self) -> None:
+        self._columns: dict[tuple[str, str], _Column] = {}
+
+    def update(self, table: pa.Table) -> None:
+        """Add the next rows. Raises ValueError where columns or types differ from the first's."""
+        names = [(name, type_name(table.schema.field(name).type)) for name in table.column_names]
+        if not self._columns:
+            self._columns = {name: _Column() for name in names}
+        if list(self._columns) != names:
+            raise ValueError(f"rows of one table have {list(self._columns)}, these have {names}")
+        for (name, _), state in self._columns.items():
+            state.update(table.column(name))
+
+    def hexdigest(self) -> str:
+        """sha256, as hex, of the column names, types and values so far."""
+        state = hashlib.sha256()
+        for (name, kind), column in self._columns.items():
+            state.update(f"{name}\0{kind}\0".encode())
+            state.update(column.lengths.digest() + column.values.digest())
+        return state.hexdigest()
+
+
 def table_digest(table: pa.Table) -> str:
     """sha256, as hex, of a table's column names, types and values."""
-    state = hashlib.sha256()
-    for name in table.column_names:
-        column = table.column(name)
-        state.update(f"{name}\0{type_name(column.type)}\0".encode())
+    digest = TableDigest()
+    digest.update(table)
+    return digest.hexdigest()
+
+
+class _Column:
+    def __init__(self) -> None:
+        self.lengths, self.values = hashlib.sha256(), hashlib.sha256()
+
+    def update(self, column: pa.ChunkedArray) -> None:
         if pa.types.is_integer(column.type):
             column = column.cast(pa.string())
         for chunk in column.chunks:
-            state.update(_lengths(chunk).tobytes())
-        for chunk in column.chunks:
+            self.lengths.update(_lengths(chunk).tobytes())
             for values in _values(chunk.drop_null()):
-                state.update(values)
-    return state.hexdigest()
+                self.values.update(values)
 
 
 def _lengths(chunk: pa.Array) -> np.ndarray:

@@ -1,13 +1,29 @@
-"""A shard's images, read concurrently, each with its own error."""
+"""The images of some manifest rows, read concurrently, each with its own error."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar
 
-from storage.locations import Location
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage import tars
+from storage.columns import IN_PARQUET, IN_TAR, ColumnNames
+from storage.formats import image_column
+from storage.locations import Location, StorageUnavailable
+
+_T = TypeVar("_T")
 
 MAX_BYTES = 256 * 2**20
+# Members of a tar that lie no further apart are read in one request, up to so many bytes.
+_GAP_BYTES = 2**20
+_STRETCH_BYTES = 32 * 2**20
+_NOT_THERE = (FileNotFoundError, NotADirectoryError)
+# A protocol that is unknown, or whose package is not installed, raises the last two.
+_IMPOSSIBLE = (IsADirectoryError, ValueError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -23,40 +39,169 @@ class Fetched:
     error: str | None
 
 
-def fetch(
-    uris: Sequence[str | None],
-    options: Mapping[str, Any],
-    *,
-    concurrency: int = 16,
-    max_bytes: int = MAX_BYTES,
-) -> list[Fetched]:
-    """The images of the rows, in their order; `options` are fsspec's for the images' store.
-
-    Raises StorageUnavailable where the store fails: that is a property of no image.
+@dataclass(frozen=True)
+class Reading:
+    """How images are read: fsspec's options for their store, requests at a time, and the limit in
+    bytes of one image; a Parquet file that holds images calls that column `image_column`.
     """
-    with ThreadPoolExecutor(concurrency, "fetch") as pool:
+
+    options: Mapping[str, Any]
+    image_column: str | None = None
+    concurrency: int = 16
+    max_bytes: int = MAX_BYTES
+
+
+def fetch(rows: pa.Table, reading: Reading) -> list[Fetched]:
+    """The images of manifest rows, in their order.
+
+    Raises StorageUnavailable where the store fails, or where a tar or Parquet file is no longer the
+    one that was planned: that is a property of no image.
+    """
+    if IN_TAR[0] in rows.column_names:
+        jobs = [_tar_stretch(stretch, reading) for stretch in _stretches(rows, reading.max_bytes)]
+    elif IN_PARQUET[0] in rows.column_names:
+        jobs = [_parquet_group(group, reading) for group in _groups(rows)]
+    else:
+        jobs = [_file(uri, reading) for uri in rows.column("uri").to_pylist()]
+    with ThreadPoolExecutor(reading.concurrency, "fetch") as pool:
         try:
-            return list(pool.map(_fetch_one(options, max_bytes), uris))
+            return [image for images in pool.map(lambda job: job(), jobs) for image in images]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # the shard is lost: ask no more
             raise
 
 
-def _fetch_one(options: Mapping[str, Any], max_bytes: int) -> Callable[[str | None], Fetched]:
-    def fetch_one(uri: str | None) -> Fetched:
-        if not uri:
-            return Fetched(None, "missing", "the manifest has no uri for this row")
-        try:
-            data = Location(uri, options).read(limit=max_bytes + 1)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            return Fetched(None, "missing", str(error))
-        except PermissionError as error:
-            return Fetched(None, "denied", str(error))
-        # A protocol that is unknown, or whose package is not installed, raises the last two.
-        except (IsADirectoryError, ValueError, ImportError) as error:
-            return Fetched(None, "unsupported", " ".join(str(error).split()))
-        if len(data) > max_bytes:
-            return Fetched(None, "too_large", f"more than {max_bytes} bytes, the limit")
-        return Fetched(data, "ok", None)
+def _refused(read: Callable[[], _T]) -> _T | Fetched:
+    """What `read` gives, or why this one object gives nothing."""
+    try:
+        return read()
+    except _NOT_THERE as error:
+        return Fetched(None, "missing", str(error))
+    except PermissionError as error:
+        return Fetched(None, "denied", str(error))
+    except _IMPOSSIBLE as error:
+        return Fetched(None, "unsupported", " ".join(str(error).split()))
 
-    return fetch_one
+
+def _too_large(max_bytes: int) -> Fetched:
+    return Fetched(None, "too_large", f"more than {max_bytes} bytes, the limit")
+
+
+def _of_bytes(data: bytes | None, max_bytes: int) -> Fetched:
+    if data is None:
+        return Fetched(None, "missing", "the row holds no bytes of an image")
+    return _too_large(max_bytes) if len(data) > max_bytes else Fetched(data, "ok", None)
+
+
+def _file(uri: str | None, reading: Reading) -> Callable[[], list[Fetched]]:
+    def read() -> list[Fetched]:
+        if not uri:
+            return [Fetched(None, "missing", "the manifest has no uri for this row")]
+        got = _refused(lambda: Location(uri, reading.options).read(limit=reading.max_bytes + 1))
+        return [got if isinstance(got, Fetched) else _of_bytes(got, reading.max_bytes)]
+
+    return read
+
+
+@dataclass(frozen=True)
+class _Member:
+    uri: str
+    offset: int
+    size: int
+
+
+def _stretches(rows: pa.Table, max_bytes: int) -> Iterator[list[_Member]]:
+    """Members that are read in one request: neighbours in one tar, in order."""
+    stretch: list[_Member] = []
+    columns = (rows.column(name).to_pylist() for name in ("uri", *IN_TAR))
+    for member in map(_Member, *columns):
+        if stretch and not _continues(stretch, member, max_bytes):
+            yield stretch
+            stretch = []
+        stretch.append(member)
+    if stretch:
+        yield stretch
+
+
+def _continues(stretch: list[_Member], member: _Member, max_bytes: int) -> bool:
+    first, last = stretch[0], stretch[-1]
+    gap = member.offset - (last.offset + last.size)
+    length = member.offset + member.size - first.offset
+    is_near = member.uri == first.uri and 0 <= gap <= _GAP_BYTES and length <= _STRETCH_BYTES
+    return is_near and max(last.size, member.size) <= max_bytes
+
+
+def _tar_stretch(stretch: list[_Member], reading: Reading) -> Callable[[], list[Fetched]]:
+    first, last = stretch[0], stretch[-1]
+    start = first.offset - tars.BLOCK
+
+    def read() -> list[Fetched]:
+        if first.size > reading.max_bytes:
+            return [_too_large(reading.max_bytes)]
+        location = Location(first.uri, reading.options)
+        length = last.offset + last.size - start
+        data = _refused(lambda: location.read(limit=length, start=start))
+        if isinstance(data, Fetched):
+            return [data] * len(stretch)
+        return [Fetched(_member(data, m, start, location), "ok", None) for m in stretch]
+
+    return read
+
+
+def _member(data: bytes, member: _Member, start: int, location: Location) -> bytes:
+    at = member.offset - start
+    content = data[at : at + member.size]
+    header = data[at - tars.BLOCK : at]
+    if len(content) < member.size or not tars.holds_member(header, member.size):
+        raise StorageUnavailable(
+            f"{location} is not as it was when the run was planned: no member of {member.size} "
+            f"bytes at {member.offset}; put the old file back, or start a run of its own"
+        )
+    return content
+
+
+@dataclass(frozen=True)
+class _Group:
+    uri: str
+    number: int
+    rows: list[int]
+
+
+def _groups(rows: pa.Table) -> Iterator[_Group]:
+    columns = (rows.column(name).to_pylist() for name in ("uri", *IN_PARQUET))
+    for (uri, number), members in groupby(zip(*columns, strict=True), key=lambda row: row[:2]):
+        yield _Group(uri, number, [member[2] for member in members])
+
+
+def _parquet_group(group: _Group, reading: Reading) -> Callable[[], list[Fetched]]:
+    location = Location(group.uri, reading.options)
+
+    def column() -> list[bytes | None]:
+        with location.open() as file:
+            parquet = pq.ParquetFile(file, pre_buffer=True)
+            _check_group(parquet, group, location)
+            name = image_column(parquet.schema_arrow, ColumnNames(uri=reading.image_column))
+            table = parquet.read_row_group(group.number, columns=[name])
+        images = table.column(0)
+        if pa.types.is_struct(images.type):
+            images = pc.struct_field(images, "bytes")
+        wanted: list[bytes | None] = images.take(pa.array(group.rows)).to_pylist()
+        return wanted
+
+    def read() -> list[Fetched]:
+        images = _refused(lambda: location.attempt(column))
+        if isinstance(images, Fetched):
+            return [images] * len(group.rows)
+        return [_of_bytes(data, reading.max_bytes) for data in images]
+
+    return read
+
+
+def _check_group(parquet: pq.ParquetFile, group: _Group, location: Location) -> None:
+    has_group = group.number < parquet.num_row_groups
+    rows = parquet.metadata.row_group(group.number).num_rows if has_group else 0
+    if max(group.rows) >= rows:
+        raise StorageUnavailable(
+            f"{location} is not as it was when the run was planned: row group {group.number} has "
+            f"{rows} rows; put the old file back, or start a run of its own"
+        )

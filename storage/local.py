@@ -6,20 +6,29 @@ import posixpath
 import stat
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 # A writer that is killed leaves a file of this kind behind, which nobody takes for an object.
 _TEMPORARY = ".partial"
+# Folders that are listed at the same time: on a network's file system each takes a while.
+_LISTERS = 16
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 
 
-def read(path: str, limit: int | None) -> bytes:
-    """The file's bytes, at most `limit`; ValueError for a FIFO, which could block for ever."""
+def read(path: str, limit: int | None, start: int) -> bytes:
+    """The file's bytes from `start` on, at most `limit`.
+
+    Raises ValueError for a FIFO, which could block for ever.
+    """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise ValueError("a FIFO, socket or device, not a regular file")
     with Path(path).open("rb") as file:
+        file.seek(start)
         return file.read(-1 if limit is None else limit)
 
 
@@ -36,21 +45,40 @@ def names(folder: str) -> list[str]:
 def walk(root: str) -> list[str]:
     """Relative paths of all that is no folder below `root`, links followed but not in circles."""
     found: list[str] = []
-    todo: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
-    while todo:
-        folder, above = todo.pop()
-        where = os.stat(os.path.join(root, folder))
-        here = (where.st_dev, where.st_ino)
-        if here in above:  # a symbolic link led back up
-            continue
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                below = posixpath.join(folder, entry.name)
-                if entry.is_dir():
-                    todo.append((below, above | {here}))
-                else:
-                    found.append(below)
+    level = [_Folder("", frozenset())]
+    with ThreadPoolExecutor(_LISTERS, "list") as pool:
+        while level:
+            below: list[_Folder] = []
+            for files, folders in pool.map(partial(_scan, root), level):
+                found += files
+                below += folders
+            level = below
     return found
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """A folder below a root; `above` are device and inode of those that it was reached through."""
+
+    path: str
+    above: frozenset[tuple[int, int]]
+
+
+def _scan(root: str, folder: _Folder) -> tuple[list[str], list[_Folder]]:
+    """The files directly inside, and the folders; nothing where a link led back up."""
+    where = os.stat(os.path.join(root, folder.path))
+    here = (where.st_dev, where.st_ino)
+    if here in folder.above:
+        return [], []
+    files, folders = [], []
+    with os.scandir(os.path.join(root, folder.path)) as entries:
+        for entry in entries:
+            below = posixpath.join(folder.path, entry.name)
+            if entry.is_dir():
+                folders.append(_Folder(below, folder.above | {here}))
+            else:
+                files.append(below)
+    return files, folders
 
 
 def create(path: str, data: bytes) -> bool:

@@ -6,11 +6,14 @@ Objects are written whole or not at all. `create` never overwrites, which is wha
 of a part the commit of its shard.
 """
 
+import glob
 import os
 import posixpath
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -26,8 +29,11 @@ __all__ = ["CredentialsRefused", "Location", "StorageUnavailable", "creates_cond
 
 _T = TypeVar("_T")
 
-# Seconds to wait before each further attempt at a remote store.
+# Seconds to wait before each further attempt at a remote store, on average: whoever was refused for
+# being too many at once is not to come back at once.
 _PAUSES = (0.2, 1.0)
+# Folders that are listed at the same time.
+_LISTERS = 16
 # What botocore does on top within one attempt; s3fs multiplies by its own count, so that is set
 # to 1 below: left alone, one read of a dead endpoint makes 125 connections.
 _S3_CONFIG = {
@@ -126,25 +132,31 @@ class Location:
             except CredentialsRefused:
                 raise
             except StorageUnavailable:
-                time.sleep(pause)
+                time.sleep(pause * random.uniform(0.5, 1.5))
         with translated(self.shown, self.options):
             return work()
 
-    def read(self, limit: int | None = None) -> bytes:
-        """The object's bytes, at most `limit` of them.
+    def read(self, limit: int | None = None, *, start: int = 0) -> bytes:
+        """The object's bytes from `start` on, at most `limit` of them.
 
         Raises FileNotFoundError, IsADirectoryError, PermissionError, ValueError for what is no
         regular file (a FIFO would block for ever), StorageUnavailable.
         """
         if self.is_local:
-            return self.attempt(lambda: local.read(self.url, limit))
-        return self.attempt(lambda: self._remote_read(limit))
+            return self.attempt(lambda: local.read(self.url, limit, start))
+        return self.attempt(lambda: self._remote_read(limit, start))
 
-    def open(self) -> BinaryIO:
-        """A seekable stream that fetches only the ranges that are read. Use within `attempt`."""
+    def open(self, read_ahead: int = 0) -> BinaryIO:
+        """A seekable stream that fetches the ranges that are read, and `read_ahead` bytes beyond.
+
+        Use within `attempt`.
+        """
         if self.is_local:
             return Path(self.url).open("rb")
-        return cast(BinaryIO, self.filesystem.open(self.path, "rb", cache_type="none"))
+        how = {"cache_type": "readahead", "block_size": read_ahead} if read_ahead else {}
+        return cast(
+            BinaryIO, self.filesystem.open(self.path, "rb", **({"cache_type": "none"} | how))
+        )
 
     def names(self) -> list[str]:
         """Sorted names of the objects directly inside, never from a cache; [] where nothing is.
@@ -164,6 +176,18 @@ class Location:
         if self.is_local:
             return self.attempt(lambda: local.walk(self.url))
         return self.attempt(self._remote_walk)
+
+    def glob(self) -> list["Location"]:
+        """The objects that this url names with *, in no particular order; [] where none is."""
+        if self.is_local:
+            names = glob.glob(self.url, recursive=True)
+            return [Location(name, self.options) for name in names if os.path.isfile(name)]
+
+        def find() -> list[str]:
+            self.filesystem.invalidate_cache()
+            return [self.filesystem.unstrip_protocol(n) for n in self.filesystem.glob(self.path)]
+
+        return [Location(url, self.options) for url in self.attempt(find)]
 
     def create(self, data: bytes) -> bool:
         """Write an object that does not exist: True if made, False if somebody was first.
@@ -198,11 +222,12 @@ class Location:
 
         self.attempt(remove)
 
-    def _remote_read(self, limit: int | None) -> bytes:
+    def _remote_read(self, limit: int | None, start: int) -> bytes:
+        end = None if limit is None else start + limit
         try:
             # A range keeps s3fs from asking for the size first: one request instead of two, and
             # the refusal of a GET says why, where that of a HEAD has no body.
-            return bytes(self.filesystem.cat_file(self.path, start=0, end=limit))
+            return bytes(self.filesystem.cat_file(self.path, start=start, end=end))
         except Exception as error:
             code, status = response_code(error)
             if code == "InvalidRange" or status == 416:
@@ -220,9 +245,14 @@ class Location:
 
     def _remote_walk(self) -> list[str]:
         path = self.path.rstrip("/")
-        names = self.filesystem.find(path)
-        if list(names) == [path]:
+        entries = self.filesystem.ls(path, detail=True, refresh=True)
+        if [entry["name"] for entry in entries if entry["type"] != "directory"] == [path]:
             raise NotADirectoryError("an object, not a folder")
+        names = [entry["name"] for entry in entries if entry["type"] != "directory"]
+        folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
+        with ThreadPoolExecutor(_LISTERS, "list") as pool:
+            for below in pool.map(self.filesystem.find, folders):
+                names += below
         found = [n[len(path) + 1 :] for n in names if n.startswith(path + "/")]
         if not found:
             raise FileNotFoundError("nothing there")

@@ -1,43 +1,64 @@
-"""The list of images: from a folder, a Parquet file or a CSV file to the same three columns."""
+"""The list of images: from a folder, or files that list or hold images, to manifest rows."""
 
 import io
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage import formats
-from storage.digests import table_digest
+from storage.columns import IN_PARQUET, IN_TAR, ColumnNames, normalised, whole_numbers
+from storage.formats import READERS, UNTYPED, Source, Wanted, damage_is_bad_input, image_column
+from storage.inspection import Label, inspect
 from storage.locations import Location
+from storage.rows import ROWS_AT_ONCE, RowFile, RowSource, snapshot
+from storage.selection import Condition, Selection
+from storage.tars import IMAGE_EXTENSIONS
 
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".gif"),
-    *(".bmp", ".tif", ".tiff", ".avif", ".ppm"),
-)
+# A shard reads the row groups that its rows lie in, and has at most so many rows.
+ROWS_OF_A_GROUP = 4096
+TARS_AT_ONCE = 16
+EVERYTHING = Selection()
 
 
 class ManifestError(ValueError):
     """The list of images is unusable; the message says what was found and what to change."""
 
 
+class NothingNew(ManifestError):  # noqa: N818 - it is a statement about the images
+    """All images are known already."""
+
+
 @dataclass(frozen=True)
 class Manifest:
     """The images of a run, in order.
 
-    `table` has image_id (string, unique, never null), uri (string) and label (string or int64);
-    `digest` is the sha256, as hex, of its rows, whatever they were read from; `ignored` counts a
-    folder's files that are no images.
+    `digest` is the sha256, as hex, of the rows, whatever they were read from, and `labels` counts
+    them by label. `groups` are those of the files that hold the images (see Inspection), empty
+    where the images are files of their own or some were selected. `ignored` counts a folder's files
+    that are no images. `data` is what the run's manifest.parquet is to hold; None where the rows
+    are read from the Parquet files that were given.
     """
 
-    table: pa.Table
+    rows: int
     digest: str
+    labels: Mapping[Label, int]
+    groups: tuple[tuple[int, ...], ...]
+    places: tuple[str, ...]
+    data: bytes | None
+    given: RowSource | None
     ignored: int = 0
 
+    def source(self, stored: Location) -> RowSource:
+        """Where to read the rows; `stored` is the run's manifest.parquet."""
+        return self.given or snapshot(stored, self.rows, self.places)
 
-def read_folder(location: Location) -> Manifest:
+
+def read_folder(location: Location, selection: Selection = EVERYTHING) -> Manifest:
     """The images below a folder, sorted by path; the first sub-folder's name is the label.
 
     An image's id is its path relative to the folder. Hidden files and __MACOSX are skipped, other
@@ -53,7 +74,7 @@ def read_folder(location: Location) -> Manifest:
     if not images:
         raise ManifestError(
             f"no images in {location}: found {len(paths)} files, none with an image extension "
-            f"({' '.join(IMAGE_EXTENSIONS)})"
+            f"({' '.join(IMAGE_EXTENSIONS)}); for tar or Parquet files give --manifest"
         )
     _refuse_undecodable(location, images)
     images.sort()  # by code points, which is the order of UTF-8 bytes too
@@ -64,65 +85,200 @@ def read_folder(location: Location) -> Manifest:
             "label": pa.array([_label_of(path) for path in images], pa.string()),
         }
     )
-    return Manifest(table, table_digest(table), ignored=len(paths) - len(images))
-
-
-def read_manifest(location: Location) -> Manifest:
-    """The rows of a .parquet or .csv file: a uri, and where given an image_id and a label.
-
-    Relative uris start at the file's own folder. Integer labels are int64, and so are floats that
-    are all whole; other labels are text. Raises ManifestError, StorageUnavailable.
-    """
-    extension = posixpath.splitext(location.name)[1].lower()
-    if extension not in formats.READERS:
-        known = ", ".join(sorted(formats.READERS))
-        raise ManifestError(f"{location}: a manifest ends in one of {known}, not {extension!r}")
+    source = Source(location.child(images[0]), "")
     try:
-        raw = location.attempt(lambda: formats.read(location, extension))
+        rows = _manifest_rows([(source, iter([table]))], selection.where, ())
+        data = _encode(selection.of(rows))
+        manifest = _of_snapshot(data, (), selection, len(paths) - len(images))
+    except ValueError as error:
+        raise ManifestError(f"{location}: {error}") from error
+    return _with_rows(manifest, location, selection)
+
+
+def read_manifest(
+    location: Location,
+    names: ColumnNames | None = None,
+    selection: Selection = EVERYTHING,
+) -> Manifest:
+    """The rows of files that list images or hold them: one file, a folder of them, or a glob.
+
+    A list (.parquet, .csv, .jsonl) has a uri and, where given, an image_id and a label; relative
+    uris start at the file's own folder. A Parquet file may hold the images themselves, and a .tar
+    is a WebDataset shard. Integer labels are int64, and so are floats and texts that are all
+    whole; a Parquet file's text stays text. Raises ManifestError, StorageUnavailable.
+    """
+    wanted = Wanted(names or ColumnNames(), selection.where)
+    try:
+        sources = _sources(location)
+        manifest = location.attempt(lambda: _read(sources, wanted, selection))
     except (OSError, ValueError, ImportError) as error:
         raise ManifestError(f"cannot read the manifest: {error}") from error
-    if len(raw) == 0:
-        raise ManifestError(f"{location} has no rows: list at least one image")
-    try:
-        table = formats.normalised(raw, location.parent)
-    except (pa.ArrowException, ValueError) as error:
-        raise ManifestError(f"{location}: {error}") from error
-    return Manifest(table, table_digest(table))
+    return _with_rows(manifest, location, selection)
 
 
-def read_rows(location: Location, start: int, stop: int) -> pa.Table:
-    """Rows start to stop (exclusive) of a planned manifest.parquet, reading no others' groups.
-
-    Raises ValueError for rows that are not there, StorageUnavailable.
-    """
-
-    def read() -> pa.Table:
-        with location.open() as file:
-            parquet = pq.ParquetFile(file, pre_buffer=True)
-            sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-            ends = np.cumsum(sizes)
-            if not 0 <= start < stop <= parquet.metadata.num_rows:
-                rows = parquet.metadata.num_rows
-                raise ValueError(f"rows {start} to {stop} were asked for, it has {rows}")
-            first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-            table = parquet.read_row_groups(range(first, last + 1))
-        return table.slice(start - int(ends[first] - sizes[first]), stop - start)
-
-    return location.attempt(read)
+def _with_rows(manifest: Manifest, location: Location, selection: Selection) -> Manifest:
+    if manifest.rows:
+        return manifest
+    if selection.known is not None:
+        raise NothingNew(f"{location} holds no image that the run to extend does not have")
+    if not selection.is_everything:
+        raise ManifestError(f"{location}: no row is left by --where, --classes and the like")
+    raise ManifestError(f"{location} has no rows: list at least one image")
 
 
-def encode(manifest: Manifest, rows_per_group: int) -> bytes:
-    """The manifest as Parquet, in groups of as many rows as a shard reads at once."""
-    table = manifest.table.replace_schema_metadata({"digest": manifest.digest})
+def _sources(location: Location) -> list[Source]:
+    """The files behind a location, by url."""
+    extension = _extension(location.name)
+    if "*" in location.url:
+        found = location.glob()
+        root = location.url[: location.url.index("*")].rpartition("/")[0]
+    elif extension in READERS:
+        return [Source(location, location.name)]
+    else:
+        try:
+            names = location.walk()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            known = ", ".join(sorted(READERS))
+            raise ValueError(
+                f"{error}; a manifest is a folder, a glob, or a file that ends in one of {known}, "
+                f"not {extension!r}"
+            ) from error
+        found = [location.child(name) for name in names if not _is_hidden(name)]
+        root = location.url
+    files = sorted((f for f in found if _extension(f.name) in READERS), key=lambda file: file.url)
+    kinds = {_extension(file.name) for file in files}
+    if len(kinds) != 1:
+        what = "files of several kinds" if kinds else "no file"
+        raise ValueError(
+            f"{location}: {what} that list or hold images ({', '.join(sorted(kinds or READERS))}): "
+            "name one kind, such as *.parquet"
+        )
+    return [Source(file, file.url.removeprefix(root).lstrip("/")) for file in files]
+
+
+def _read(sources: list[Source], wanted: Wanted, selection: Selection) -> Manifest:
+    extension = _extension(sources[0].location.name)
+    places = _places(sources[0], extension, wanted)
+    if extension == ".parquet" and not places and selection.is_everything:
+        return _given(sources, wanted)
+    rows = _rows(sources, extension, wanted, places)
+    data = _encode(selection.of(rows))
+    if extension in UNTYPED:
+        data = _typed(data)
+    return _of_snapshot(data, places, selection)
+
+
+def _places(source: Source, extension: str, wanted: Wanted) -> tuple[str, ...]:
+    """The columns that say where an image lies in its file; none where each is a file."""
+    if extension == ".tar":
+        return IN_TAR
+    if extension != ".parquet":
+        return ()
+    with source.location.open() as file, damage_is_bad_input():
+        holds = image_column(pq.read_schema(file), wanted.names)
+    return () if holds is None else IN_PARQUET
+
+
+def _given(sources: list[Source], wanted: Wanted) -> Manifest:
+    """A manifest that stays where it is: the rows are read from the files that were named."""
+    files: list[RowFile] = []
+    names: dict[str, str] = {}
+    for source in sources:
+        with source.location.open() as file, damage_is_bad_input():
+            metadata = pq.read_metadata(file)
+        chosen = wanted.names.choose(metadata.schema.to_arrow_schema().names)
+        if files and chosen != names:
+            raise ValueError(f"{source.location} has {chosen}, the files before it have {names}")
+        names = chosen
+        files.append(RowFile(source.location, metadata.num_rows))
+    given = RowSource(tuple(files), {"image_id": names["uri"], **names})
+    with damage_is_bad_input():
+        found = inspect(given.tables)
+    return Manifest(found.rows, found.digest, found.labels, (), (), None, given)
+
+
+def _rows(
+    sources: list[Source], extension: str, wanted: Wanted, places: tuple[str, ...]
+) -> Iterator[pa.Table]:
+    """Manifest rows of all files in order; tars are gone through side by side."""
+    read = READERS[extension]
+    if extension != ".tar":
+        streams = ((source, read(source, wanted)) for source in sources)
+        yield from _manifest_rows(streams, wanted.where, places)
+        return
+    with ThreadPoolExecutor(TARS_AT_ONCE) as pool:
+        whole = pool.map(lambda source: list(read(source, wanted)), sources)
+        yield from _manifest_rows(zip(sources, whole, strict=True), wanted.where, places)
+
+
+def _manifest_rows(
+    streams: Iterable[tuple[Source, Iterable[pa.Table]]], where: str | None, places: tuple[str, ...]
+) -> Iterator[pa.Table]:
+    condition = None if where is None else Condition(where)
+    for source, tables in streams:
+        for raw in tables:
+            kept = raw if condition is None else raw.take(condition.rows(raw))
+            yield normalised(kept, source.location.parent, places)
+
+
+def _encode(tables: Iterator[pa.Table]) -> bytes:
+    """Rows as Parquet, in groups of as many as a shard may read; nothing for no rows."""
     sink = io.BytesIO()
-    pq.write_table(
-        table,
-        sink,
-        compression="zstd",
-        use_dictionary=["label"],
-        row_group_size=rows_per_group,
-    )
+    writer: pq.ParquetWriter | None = None
+    waiting: list[pa.Table] = []
+    for table in chain(tables, [None]):
+        if table is not None:
+            waiting.append(table)
+            if sum(map(len, waiting)) < ROWS_AT_ONCE:
+                continue
+        rows = pa.concat_tables(waiting) if waiting else None
+        if rows:
+            writer = writer or pq.ParquetWriter(
+                sink, rows.schema, compression="zstd", use_dictionary=["uri", "label"]
+            )
+            writer.write_table(rows, ROWS_OF_A_GROUP)
+            waiting = []
+    if writer is not None:
+        writer.close()
     return sink.getvalue()
+
+
+def _typed(data: bytes) -> bytes:
+    """The snapshot with labels as integers where all of them are whole numbers, else as it is."""
+    if not data:
+        return data
+    labels = whole_numbers(pq.read_table(pa.BufferReader(data), columns=["label"]).column("label"))
+    if labels is None:
+        return data
+    start = 0
+
+    def tables() -> Iterator[pa.Table]:
+        nonlocal start
+        for table in _stored(data):
+            numbers = labels.slice(start, len(table))
+            start += len(table)
+            yield table.set_column(table.column_names.index("label"), "label", numbers)
+
+    return _encode(tables())
+
+
+def _stored(data: bytes) -> Iterator[pa.Table]:
+    if not data:
+        return
+    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(ROWS_AT_ONCE):
+        yield pa.Table.from_batches([batch])
+
+
+def _of_snapshot(
+    data: bytes, places: tuple[str, ...], selection: Selection, ignored: int = 0
+) -> Manifest:
+    found = inspect(partial(_stored, data))
+    groups = found.groups if selection.is_everything else ()
+    return Manifest(found.rows, found.digest, found.labels, groups, places, data, None, ignored)
+
+
+def _extension(name: str) -> str:
+    return posixpath.splitext(name)[1].lower()
 
 
 def _is_hidden(path: str) -> bool:

@@ -159,25 +159,24 @@ def part_name(index: int) -> str:
     return f"explanations/part-{index:08d}.parquet"
 
 
-def _compare(root: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if stored["fingerprint"] == wanted["fingerprint"]:
-        return
-    here = dict(_flat(stored["fingerprint_of"]))
-    there = dict(_flat(wanted["fingerprint_of"]))
-    lines = [
+def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What a run and a command have different, one line a setting."""
+    here, there = dict(_flat(stored)), dict(_flat(wanted))
+    return [
         f"  {key}: run has {here.get(key, 'nothing')}, this command has {there.get(key, 'nothing')}"
         for key in sorted(here | there)
         if here.get(key) != there.get(key)
     ]
-    raise FingerprintMismatch(
-        "\n".join(
-            [
-                f"{root} holds a run with other settings:",
-                *(lines or ["  fingerprint: run.json was edited after it was made"]),
-                "Use another --out, or the run's own settings.",
-            ]
-        )
-    )
+
+
+def _compare(root: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if stored["fingerprint"] == wanted["fingerprint"]:
+        return
+    lines = differences(stored["fingerprint_of"], wanted["fingerprint_of"])
+    edited = "  fingerprint: run.json was edited after it was made"
+    advice = "Use another --out, or the run's own settings."
+    told = [f"{root} holds a run with other settings:", *(lines or [edited]), advice]
+    raise FingerprintMismatch("\n".join(told))
 
 
 def _flat(value: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.plan import MOST_ROWS_OF_A_PART, Shard, remaining, shard_size, shards
+from jobs.plan import MOST_ROWS_OF_A_PART, grouped_shards, remaining, shard_size, shards
 
 
 @given(rows=st.integers(1, 200_000), targets=st.integers(1, 21_000))
@@ -38,8 +38,22 @@ def test_shard_size(rows, targets, size):
     assert shard_size(rows, targets) == size
 
 
-def test_batches_of_a_shard_count_from_its_start():
-    assert Shard(2, 32, 42).batches(4) == [range(0, 4), range(4, 8), range(8, 10)]
+@pytest.mark.parametrize(
+    ("groups", "lengths"),
+    [
+        ([[300], [7], [90]], [300, 7, 90]),  # tars, of whatever size
+        ([[100, 100, 50]], [100, 100, 50]),  # row groups as large as a shard
+        ([[40, 40, 40, 40], [40]], [80, 80, 40]),  # small ones share a shard, but not two files
+        ([[30, 120, 30, 30]], [30, 120, 60]),
+        ([[2500]], [834, 833, 833]),  # more than a part may hold
+        ([], []),
+    ],
+)
+def test_shards_follow_the_row_groups_of_the_files_that_hold_images(groups, lengths):
+    cut = grouped_shards(groups, size=100, most=1000)
+    assert [shard.rows for shard in cut] == lengths
+    assert all(after.start == before.stop for before, after in pairwise(cut))
+    assert sum(lengths) == sum(map(sum, groups))
 
 
 def test_remaining_shards_are_those_without_a_part():

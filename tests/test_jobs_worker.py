@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -11,8 +12,9 @@ from explainer.maps import statistics
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
 from jobs.worker import ExplainWorker, Job
+from storage.images import Reading
 from storage.locations import Location
-from storage.manifests import encode, read_folder, read_rows
+from storage.manifests import read_folder
 from storage.runs import open_or_create
 from storage.schema import maps_to_numpy
 
@@ -22,13 +24,15 @@ ARGUMENTS = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_c
 @pytest.fixture
 def job(image_folder: Path, tmp_path: Path) -> Job:
     run = open_or_create(Location(str(tmp_path / "run")), {"fingerprint_of": {"a": 1}})
-    run.manifest.create(encode(read_folder(Location(str(image_folder))), 16))
+    manifest = read_folder(Location(str(image_folder)))
+    run.manifest.create(manifest.data)
     return Job(
         model=load_model("vit_tiny_patch16_224", seed=0, model_args=ARGUMENTS),
         method=ReciproCam(),
         target=Target("top", 2),
         run=run,
-        input_options={},
+        rows=manifest.source(run.manifest),
+        reading=Reading({}),
         batch_size=4,
         precision="float32",
         device="cpu",
@@ -37,16 +41,16 @@ def job(image_folder: Path, tmp_path: Path) -> Job:
 
 
 def batches(job: Job, shard: Shard) -> list[Batch]:
-    uris = read_rows(job.run.manifest, shard.start, shard.stop).column("uri").to_pylist()
+    rows = job.rows.read(shard.start, shard.stop)
     return [
-        load_batch([uris[i] for i in run], {}, job.model.preprocessing)
-        for run in shard.batches(job.batch_size)
+        load_batch(rows.slice(start, job.batch_size), job.reading, job.model.preprocessing)
+        for start in range(0, len(rows), job.batch_size)
     ]
 
 
 def test_rows_equal_what_the_explainer_says(job):
     shard = Shard(1, 16, 26)
-    rows = read_rows(job.run.manifest, 16, 26)
+    rows = job.rows.read(16, 26)
     loaded = batches(job, shard)
     report = ExplainWorker(job).explain_shard(shard, rows, loaded)
     assert report.created
@@ -74,7 +78,7 @@ def test_rows_equal_what_the_explainer_says(job):
 
 def test_a_second_worker_leaves_the_part_as_it_is(job):
     shard = Shard(0, 0, 16)
-    rows, loaded = read_rows(job.run.manifest, 0, 16), batches(job, shard)
+    rows, loaded = job.rows.read(0, 16), batches(job, shard)
     assert ExplainWorker(job).explain_shard(shard, rows, loaded).created
     first = job.run.part(0).read()
     assert not ExplainWorker(job).explain_shard(shard, rows, loaded).created
@@ -83,10 +87,9 @@ def test_a_second_worker_leaves_the_part_as_it_is(job):
 
 def test_a_batch_without_a_single_good_image_is_rows_too(job):
     shard = Shard(0, 0, 4)
-    rows = read_rows(job.run.manifest, 0, 4)
-    nothing = load_batch(
-        ["/nowhere/a.jpg", None, "/nowhere/b.jpg", ""], {}, job.model.preprocessing
-    )
+    rows = job.rows.read(0, 4)
+    gone = pa.table({"uri": ["/nowhere/a.jpg", None, "/nowhere/b.jpg", ""]})
+    nothing = load_batch(gone, job.reading, job.model.preprocessing)
     report = ExplainWorker(job).explain_shard(shard, rows, [nothing])
     assert report.statuses == {"missing": 4}
     table = job.run.read_part(0)
@@ -110,7 +113,7 @@ class Cramped(torch.nn.Module):
 
 def test_a_batch_that_does_not_fit_is_halved_and_none_of_it_is_lost(job):
     shard = Shard(1, 16, 26)
-    rows, loaded = read_rows(job.run.manifest, 16, 26), batches(job, shard)
+    rows, loaded = job.rows.read(16, 26), batches(job, shard)
     want = [explain(job.model, torch.from_numpy(b.crops), target="top:2") for b in loaded]
     job.model.vit.patch_embed = Cramped(job.model.vit.patch_embed)
     worker = ExplainWorker(job)
@@ -130,7 +133,7 @@ def test_an_image_that_does_not_fit_alone_fails_the_shard(job):
             raise torch.OutOfMemoryError(f"no room for {len(images)}")
 
     shard = Shard(1, 16, 26)
-    rows, loaded = read_rows(job.run.manifest, 16, 26), batches(job, shard)
+    rows, loaded = job.rows.read(16, 26), batches(job, shard)
     job.model.vit.patch_embed = Full(job.model.vit.patch_embed)
     with pytest.raises(torch.OutOfMemoryError, match="no room for 1"):
         ExplainWorker(job).explain_shard(shard, rows, loaded)

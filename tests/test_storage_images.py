@@ -7,9 +7,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from storage.images import fetch
+from storage.images import Fetched, Reading, fetch
 from storage.locations import CredentialsRefused, Location, StorageUnavailable
 
 
@@ -26,6 +27,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
+
+
+def fetch_files(uris: list[str | None], options: dict[str, Any], **how: int) -> list[Fetched]:
+    return fetch(pa.table({"uri": pa.array(uris, pa.string())}), Reading(options, **how))
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def test_order_is_kept_and_each_row_has_its_own_status(location: Location) -> No
     location.child("large.jpg").create(b"x" * 101)
     url = location.url
     uris = [f"{url}/good.jpg", None, f"{url}/absent.jpg", f"{url}/large.jpg", f"{url}/empty.jpg"]
-    good, null, absent, large, empty = fetch(uris, location.options, max_bytes=100)
+    good, null, absent, large, empty = fetch_files(uris, location.options, max_bytes=100)
     assert (good.data, good.status, good.error) == (b"good", "ok", None)
     assert (null.status, null.error) == ("missing", "the manifest has no uri for this row")
     assert absent.status == "missing"
@@ -60,7 +65,7 @@ def test_many_rows_keep_their_order(location: Location) -> None:
     for number in range(40):
         location.child(f"{number}.jpg").create(str(number).encode())
     uris = [f"{location.url}/{number}.jpg" for number in range(40)]
-    got = fetch(uris, location.options, concurrency=7)
+    got = fetch_files(uris, location.options, concurrency=7)
     assert [each.data for each in got] == [str(number).encode() for number in range(40)]
 
 
@@ -70,28 +75,28 @@ def test_what_is_no_regular_file_is_unsupported(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nothing")
     names = ["folder.jpg", "pipe.jpg", "x" * 300, "file/below.jpg", "dangling.jpg"]
-    got = fetch([str(tmp_path / name) for name in names], {})
+    got = fetch_files([str(tmp_path / name) for name in names], {})
     assert [each.status for each in got] == [*["unsupported"] * 3, *["missing"] * 2]
-    unknown, null_byte = fetch(["nowhere://a/b.jpg", str(tmp_path / "a\0b")], {})
+    unknown, null_byte = fetch_files(["nowhere://a/b.jpg", str(tmp_path / "a\0b")], {})
     assert (unknown.status, null_byte.status) == ("unsupported", "unsupported")
     assert unknown.error == "nowhere://a/b.jpg: Protocol not known: nowhere"
 
 
 def test_a_denied_key_is_a_row_and_refused_credentials_are_not(s3: Any) -> None:
     s3.location("a.jpg").create(b"x")
-    (denied,) = fetch([s3.url("a.jpg")], s3.options_without_rights)
+    (denied,) = fetch_files([s3.url("a.jpg")], s3.options_without_rights)
     assert (denied.status, denied.error) == ("denied", f"{s3.url('a.jpg')}: Access Denied.")
     with pytest.raises(CredentialsRefused):
-        fetch([s3.url("a.jpg")], {**s3.options, "secret": "wrong"})
+        fetch_files([s3.url("a.jpg")], {**s3.options, "secret": "wrong"})
 
 
 def test_answers_of_a_web_server_are_rows_or_infrastructure(web: str) -> None:
     statuses = {200: "ok", 404: "missing", 410: "missing", 403: "denied", 400: "unsupported"}
-    got = fetch([f"{web}/{status}?Signature=hush" for status in statuses], {})
+    got = fetch_files([f"{web}/{status}?Signature=hush" for status in statuses], {})
     assert [each.status for each in got] == list(statuses.values())
     assert got[0].data == b"bytes"
     assert got[1].error == f"{web}/404: FileNotFoundError"
     assert got[3].error == f"{web}/403: HTTP 403"
     for status, kind in ((401, CredentialsRefused), (503, StorageUnavailable)):
         with pytest.raises(kind, match=f"{status}: HTTP {status}$"):
-            fetch([f"{web}/{status}?Signature=hush"] * 20, {}, concurrency=2)
+            fetch_files([f"{web}/{status}?Signature=hush"] * 20, {}, concurrency=2)

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.locations import Location, StorageUnavailable
-from storage.manifests import ManifestError, encode, read_folder, read_manifest, read_rows
+from storage.manifests import Manifest, ManifestError, read_folder, read_manifest
+from storage.rows import RowFile, RowSource
 
 
 def parquet(columns: dict[str, Any]) -> bytes:
@@ -21,9 +22,16 @@ def parquet(columns: dict[str, Any]) -> bytes:
     return sink.getvalue()
 
 
+def table_of(manifest: Manifest, stored: Location) -> pa.Table:
+    """All rows, as the replicas of a run read them."""
+    if manifest.data is not None:
+        stored.replace(manifest.data)
+    return manifest.source(stored).read(0, manifest.rows)
+
+
 def manifest_of(location: Location, columns: dict[str, Any]) -> pa.Table:
     location.child("m.parquet").replace(parquet(columns))
-    return read_manifest(location.child("m.parquet")).table
+    return table_of(read_manifest(location.child("m.parquet")), location.child("stored"))
 
 
 def refusal(location: Location, columns: dict[str, Any]) -> str:
@@ -38,16 +46,17 @@ def test_a_folder_of_classes_is_sorted_and_labelled(location: Location) -> None:
     for name in (*names, "cat/._d.jpg", "__MACOSX/cat/e.jpg", "ä/f.ppm"):
         location.child(name).create(b"x")
     manifest = read_folder(location)
+    table = table_of(manifest, location.child("stored"))
     ids = ["Z.jpeg", "cat/deep/c.webp", "dog/a.png", "dog/b.JPG", "ä/f.ppm"]
-    assert manifest.table.column("image_id").to_pylist() == ids
-    assert manifest.table.column("uri").to_pylist() == [f"{location.url}/{name}" for name in ids]
-    assert manifest.table.column("label").to_pylist() == [None, "cat", "dog", "dog", "ä"]
+    assert table.column("image_id").to_pylist() == ids
+    assert table.column("uri").to_pylist() == [f"{location.url}/{name}" for name in ids]
+    assert table.column("label").to_pylist() == [None, "cat", "dog", "dog", "ä"]
     assert manifest.ignored == 1
 
 
 def test_a_flat_folder_has_no_labels(location: Location) -> None:
     location.child("a.jpg").create(b"x")
-    table = read_folder(location).table
+    table = table_of(read_folder(location), location.child("stored"))
     assert table.schema.field("label").type == pa.string()
     assert table.column("label").to_pylist() == [None]
 
@@ -74,7 +83,8 @@ def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
     (tmp_path / "kitten").symlink_to(tmp_path / "cat")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
-    table = read_folder(Location(str(tmp_path))).table
+    place = Location(str(tmp_path))
+    table = table_of(read_folder(place), place.child("stored"))
     ids = ["cat/a.jpg", "gone.jpg", "kitten/a.jpg"]
     assert table.column("image_id").to_pylist() == ids
 
@@ -96,10 +106,11 @@ def test_the_same_rows_have_the_same_digest_from_any_source(location: Location) 
     location.child("m.parquet").create(parquet({**rows, "uri": large, "label": other, "z": [1, 2]}))
     lines = [",".join(row) for row in zip(*rows.values(), labels, strict=True)]
     location.child("m.csv").create("\r\n".join(["image_id,uri,label", *lines]).encode())
-    location.child("manifest.parquet").create(encode(folder, 1))
+    location.child("manifest.parquet").create(folder.data)
     digests = [read_manifest(location.child(n)).digest for n in ("m.parquet", "m.csv")]
     assert digests == [folder.digest] * 2
-    assert read_manifest(location.child("manifest.parquet")).table.equals(folder.table)
+    again = read_manifest(location.child("manifest.parquet"))
+    assert (again.digest, again.data) == (folder.digest, None)
     location.child("dog/c.jpg").create(b"x")
     assert read_folder(location).digest != folder.digest
 
@@ -185,7 +196,8 @@ def test_labels_of_a_csv_do_not_hang_on_guesses(
 ) -> None:
     lines = [f"00{number},{text}" for number, text in enumerate(texts)]
     (tmp_path / "m.csv").write_text("\n".join(["path,label", *lines]) + "\n")
-    table = read_manifest(Location(str(tmp_path / "m.csv"))).table
+    manifest = read_manifest(Location(str(tmp_path / "m.csv")))
+    table = table_of(manifest, Location(str(tmp_path / "stored")))
     assert table.column("image_id").to_pylist() == ["000", "001", "002"]
     assert table.column("label").to_pylist() == expected
 
@@ -193,7 +205,8 @@ def test_labels_of_a_csv_do_not_hang_on_guesses(
 def test_a_csv_may_quote_commas_and_line_ends_and_start_with_a_mark(tmp_path: Path) -> None:
     text = '\ufeffuri,note,label\n"/a,b.jpg","two\nlines",cat\n/c.jpg,,"dog ""x"""\n'
     (tmp_path / "m.csv").write_text(text, encoding="utf-8")
-    table = read_manifest(Location(str(tmp_path / "m.csv"))).table
+    manifest = read_manifest(Location(str(tmp_path / "m.csv")))
+    table = table_of(manifest, Location(str(tmp_path / "stored")))
     assert table.column("uri").to_pylist() == ["/a,b.jpg", "/c.jpg"]
     assert table.column("label").to_pylist() == ["cat", 'dog "x"']
 
@@ -207,7 +220,7 @@ def test_a_csv_may_quote_commas_and_line_ends_and_start_with_a_mark(tmp_path: Pa
         ("m.csv", b"uri\n\xff\xfe.jpg\n", "invalid UTF8|invalid UTF-8"),
         ("m.csv", b"", "Empty CSV file"),
         ("m.csv", b"uri,label\n", "has no rows"),
-        ("m.txt", b"x", r"a manifest ends in one of \.csv, \.parquet, not '\.txt'"),
+        ("m.txt", b"x", r"a file that ends in one of \.csv, .*\.tar, not '\.txt'"),
     ],
 )
 def test_what_cannot_be_read_says_why(
@@ -223,32 +236,44 @@ def test_a_missing_manifest_is_bad_input(location: Location) -> None:
         read_manifest(location.child("absent.csv"))
 
 
-def test_a_range_of_rows_reads_only_its_groups(location: Location) -> None:
-    uris = [f"/{number:04d}.jpg" for number in range(1000)]
-    location.child("m.csv").create("\n".join(["uri", *uris]).encode())
-    manifest = read_manifest(location.child("m.csv"))
-    planned = location.child("manifest.parquet")
-    planned.create(encode(manifest, rows_per_group=64))
+def test_a_range_of_rows_may_lie_in_several_groups_and_files(location: Location) -> None:
+    whole = pa.table({"uri": [f"/{number:04d}.jpg" for number in range(1000)]})
+    for name, part in (("a", whole.slice(0, 600)), ("b", whole.slice(600))):
+        sink = io.BytesIO()
+        pq.write_table(part, sink, row_group_size=64)
+        location.child("list", f"{name}.parquet").create(sink.getvalue())
+    rows = read_manifest(location.child("list")).source(location)
     for start, stop in ((0, 1), (0, 64), (63, 65), (64, 128), (130, 700), (990, 1000), (0, 1000)):
-        assert read_rows(planned, start, stop).equals(manifest.table.slice(start, stop - start))
+        assert rows.read(start, stop)["uri"].to_pylist() == whole["uri"][start:stop].to_pylist()
     for start, stop in ((5, 5), (-1, 3), (990, 1001)):
-        with pytest.raises(ValueError, match=f"rows {start} to {stop} .*, it has 1000"):
-            read_rows(planned, start, stop)
+        with pytest.raises(ValueError, match=f"rows {start} to {stop} .*, of 1000"):
+            rows.read(start, stop)
 
 
 def test_a_range_of_rows_needs_no_other_bytes(tmp_path: Path) -> None:
-    columns = {"uri": [f"/{number}" for number in range(1000)]}
-    table = manifest_of(Location(str(tmp_path)), columns)
-    manifest = read_manifest(Location(str(tmp_path / "m.parquet")))
-    data = bytearray(encode(manifest, rows_per_group=500))
+    table = pa.table({"uri": [f"/{number}" for number in range(1000)]})
+    sink = io.BytesIO()
+    pq.write_table(table, sink, row_group_size=500, use_dictionary=False)
+    data = bytearray(sink.getvalue())
     footer = pq.read_metadata(io.BytesIO(data)).row_group(1).column(0)
     start = footer.data_page_offset
     data[start : start + footer.total_compressed_size] = bytes(footer.total_compressed_size)
-    (tmp_path / "damaged.parquet").write_bytes(data)
     place = Location(str(tmp_path / "damaged.parquet"))
-    assert read_rows(place, 0, 500).equals(table.slice(0, 500))
+    place.create(bytes(data))
+    names = {"image_id": "uri", "uri": "uri"}
+    rows = RowSource((RowFile(place, 1000),), names)
+    assert rows.read(0, 500)["uri"].equals(table["uri"].slice(0, 500))
     with pytest.raises((StorageUnavailable, ValueError), match="damaged"):
-        read_rows(place, 0, 501)
+        rows.read(0, 501)
+
+
+def test_a_list_that_changed_since_the_run_was_planned_is_refused(tmp_path: Path) -> None:
+    place = Location(str(tmp_path / "m.parquet"))
+    place.create(parquet({"uri": ["/a", "/b"]}))
+    rows = read_manifest(place).source(place)
+    place.replace(parquet({"uri": ["/a", "/b", "/c"]}))
+    with pytest.raises(ValueError, match=r"has 3 rows and had 2 when the run was planned"):
+        rows.read(0, 2)
 
 
 def test_a_million_rows_take_seconds(tmp_path: Path) -> None:
@@ -261,5 +286,4 @@ def test_a_million_rows_take_seconds(tmp_path: Path) -> None:
 
 
 def test_the_photographs_are_a_folder_of_classes(photos: Path) -> None:
-    manifest = read_folder(Location(str(photos)))
-    assert set(manifest.table.column("label").to_pylist()) == set(os.listdir(photos))
+    assert set(read_folder(Location(str(photos))).labels) == set(os.listdir(photos))

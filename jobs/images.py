@@ -1,0 +1,68 @@
+"""Which images a configuration means: its manifest, and the run that it extends."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from jobs.config import ExplainConfig, InputConfig
+from storage.columns import ColumnNames
+from storage.locations import Location
+from storage.manifests import Manifest, read_folder, read_manifest
+from storage.runs import Run, differences, open_run
+from storage.selection import Selection
+
+FINISHED = ("complete", "failed")
+# What may differ between a run and the one that it extends.
+OF_THE_IMAGES = ("manifest", "shard_size")
+
+
+def read_images(config: InputConfig, extended: Run | None, options: Mapping[str, Any]) -> Manifest:
+    """The manifest that --images or --manifest names, and of it what is selected.
+
+    Raises ManifestError, NothingNew, StorageUnavailable.
+    """
+    selection = Selection(
+        where=config.where,
+        classes=tuple(name.strip() for name in (config.classes or "").split(",") if name.strip()),
+        known=None if extended is None else _known(extended),
+        sample=config.sample,
+        seed=config.seed,
+        limit=config.limit,
+    )
+    if config.images is not None:
+        return read_folder(Location(config.images, options), selection)
+    names = ColumnNames(config.uri_column, config.label_column, config.id_column)
+    return read_manifest(Location(config.manifest or "", options), names, selection)
+
+
+def extended_run(config: ExplainConfig, options: Mapping[str, Any]) -> Run | None:
+    """The run that --extend names, which must be finished. Raises NotARun, ValueError."""
+    if config.input.extend is None:
+        return None
+    run = open_run(Location(config.input.extend, options))
+    summary = run.read_summary()
+    state = "unfinished" if summary is None else summary["state"]
+    if state not in FINISHED:
+        raise ValueError(
+            f"{run.root} is {state}: finish it with its own command, or leave out --extend"
+        )
+    return run
+
+
+def check_extends(run: Run, identity: Mapping[str, Any]) -> None:
+    """Refuse to extend a run by images that are explained otherwise. Raises ValueError."""
+    stored, wanted = (
+        {key: value for key, value in one.items() if key not in OF_THE_IMAGES}
+        for one in (run.description["fingerprint_of"], identity)
+    )
+    lines = differences(stored, wanted)
+    if lines:
+        raise ValueError("\n".join([f"{run.root} has other settings:", *lines]))
+
+
+def _known(run: Run) -> pa.Array:
+    """The image_ids that a finished run has."""
+    ids = [run.read_part(index, ["image_id"]).column(0) for index in sorted(run.committed())]
+    chunks = [chunk for column in ids for chunk in column.chunks]
+    return pa.concat_arrays(chunks) if chunks else pa.array([], pa.string())

@@ -1,0 +1,30 @@
+"""Options of stores, from files that a command line names; needs neither torch nor Ray."""
+
+import json
+import uuid
+from typing import Any
+
+from storage.locations import Location, StorageUnavailable
+
+
+def read_options(path: str | None) -> dict[str, Any]:
+    """fsspec options from a JSON file; its content may be secret and appears in no message."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Location(path).read())
+    except ValueError:
+        raise ValueError(f"{path} is not JSON; want an object of fsspec options") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object of fsspec options")
+    return content
+
+
+def check_writable(folder: Location) -> None:
+    """Write and delete an object there; raises OSError that says why it cannot be."""
+    probe = folder.child(f".writable-{uuid.uuid4().hex}")
+    try:
+        probe.create(b"probe")
+        probe.delete()
+    except (OSError, StorageUnavailable) as error:
+        raise OSError(f"cannot write to {folder}: {error}") from error
