@@ -5,6 +5,7 @@ the file that uri names: offset and size in bytes (a tar's member), or row_group
 """
 
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -139,11 +140,17 @@ def _label(column: pa.ChunkedArray) -> pa.ChunkedArray:
     )
 
 
+def _all_begin_alike(uri: pa.ChunkedArray) -> bool:
+    """Whether all uris begin like the first, which is absolute: the usual case, and a quick one."""
+    first = re.match(_ABSOLUTE, (uri[0].as_py() or "") if len(uri) else "")
+    return first is not None and bool(pc.all(pc.starts_with(uri, first[0])).as_py())
+
+
 def _resolved(uri: pa.ChunkedArray, folder: Location) -> pa.ChunkedArray:
     """Relative uris below the list's folder, without . and .. (S3 knows no such segments)."""
-    is_absolute = pc.match_substring_regex(uri, _ABSOLUTE)
-    if pc.all(pc.fill_null(is_absolute, True)).as_py():
+    if _all_begin_alike(uri):
         return uri
+    is_absolute = pc.match_substring_regex(uri, _ABSOLUTE)
     joined = pc.binary_join_element_wise(folder.url.rstrip("/"), uri, "/")
     resolved = pc.if_else(is_absolute, uri, joined)
     has_dots = pc.match_substring_regex(uri, r"(^|/)\.\.?(/|$)")

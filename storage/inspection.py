@@ -37,23 +37,28 @@ def inspect(tables: Callable[[], Iterator[pa.Table]]) -> Inspection:
     """
     digest, labels = TableDigest(), Counter[Label]()
     hashes: list[NDArray[np.uint64]] = []
-    groups = _Groups()
+    groups, hashed = _Groups(), _Hasher()
     for table in tables():
         digest.update(table)
         counts = pc.value_counts(table.column("label"))
         for label, count in zip(counts.field("values"), counts.field("counts"), strict=True):
             labels[label.as_py()] += count.as_py()
-        hashes.append(_hashes(table.column("image_id")))
+        hashes.append(hashed(table.column("image_id")))
         groups.add(table)
     rows = sum(map(len, hashes))
     _refuse_repeated(np.concatenate([np.empty(0, np.uint64), *hashes]), tables)
     return Inspection(rows, digest.hexdigest(), labels, groups.counts())
 
 
-def _hashes(ids: pa.ChunkedArray) -> NDArray[np.uint64]:
-    with duckdb.connect(config={"threads": "1"}) as database:  # one thread keeps the order
-        database.register("ids", pa.table({"id": ids}))
-        found = database.sql("SELECT hash(id) FROM ids").to_arrow_table().column(0)
+class _Hasher:
+    """64-bit hashes of texts, in their order."""
+
+    def __init__(self) -> None:
+        self.database = duckdb.connect(config={"threads": "1"})  # one thread keeps the order
+
+    def __call__(self, texts: pa.ChunkedArray) -> NDArray[np.uint64]:
+        self.database.register("texts", pa.table({"text": texts}))
+        found = self.database.sql("SELECT hash(text) FROM texts").to_arrow_table().column(0)
         return np.asarray(found, np.uint64)
 
 
@@ -63,9 +68,10 @@ def _refuse_repeated(hashes: NDArray[np.uint64], tables: Callable[[], Iterator[p
     if not len(repeated):
         return
     counts: Counter[str] = Counter()
+    hashed = _Hasher()
     for table in tables():
         ids = table.column("image_id")
-        counts.update(ids.filter(pa.array(np.isin(_hashes(ids), repeated))).to_pylist())
+        counts.update(ids.filter(pa.array(np.isin(hashed(ids), repeated))).to_pylist())
     twice = [name for name, count in counts.items() if count > 1]
     if twice:  # else two ids that differ have one hash
         raise ValueError(

@@ -1,0 +1,98 @@
+"""All parts of a run: read once, in order, by several threads, and checked while they pass."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.digests import table_digest
+from storage.runs import Run, part_name
+from storage.schema import CONTENT_DIGEST
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_DIGEST = CONTENT_DIGEST.encode()
+
+
+class PartsDamaged(ValueError):  # noqa: N818 - a statement about a run
+    """A part holds other rows than it says, or rows out of their order."""
+
+
+class Parts:
+    """The parts of a run, in the order of their shards; what is known of them grows as they pass.
+
+    `rows` were read, and `metadata` is what all parts say alike.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.rows = 0
+        self.metadata: dict[bytes, bytes] = {}
+        self._digests: list[bytes] = []
+        self._last = (-1, -1)
+
+    @property
+    def digest(self) -> str:
+        """Over the parts' own digests, as `parts_digest` in summary.json."""
+        return sha256(b"".join(self._digests)).hexdigest()
+
+    def read(self, threads: int) -> Generator[pa.Table, None, None]:
+        """Every committed part, whole. Raises PartsDamaged, and what Run.read_part raises."""
+        committed = sorted(self.run.committed())
+        if not committed:
+            raise PartsDamaged(f"{self.run.root} has no parts")
+        for part in in_order(self._read, committed, threads):
+            self._check_order(part)
+            metadata = part.schema.metadata
+            known = self.metadata if self._digests else metadata
+            self.metadata = {k: v for k, v in known.items() if metadata.get(k) == v}
+            self._digests.append(metadata[_DIGEST])
+            self.rows += part.num_rows
+            yield part
+
+    def _read(self, index: int) -> pa.Table:
+        try:
+            part = self.run.read_part(index)
+        except (FileNotFoundError, ValueError) as error:
+            raise PartsDamaged(f"cannot read a part: {error}") from error
+        if (part.schema.metadata or {}).get(_DIGEST, b"").decode() != table_digest(part):
+            raise PartsDamaged(
+                f"{self.run.root}: the rows of {part_name(index)} are not those that its "
+                "content_digest was made of"
+            )
+        return part
+
+    def _check_order(self, part: pa.Table) -> None:
+        rows = np.append(self._last[0], part["row"].to_numpy())
+        ranks = np.append(self._last[1], pc.fill_null(part["target_rank"], 0).to_numpy())
+        steps = np.diff(rows)
+        if not np.all((steps > 0) | ((steps == 0) & (np.diff(ranks) > 0))):
+            raise PartsDamaged(
+                f"{self.run.root}: the parts are not in the order of row and target_rank around "
+                f"row {rows[1]}, or repeat rows: was a part copied or renamed?"
+            )
+        self._last = int(rows[-1]), int(ranks[-1])
+
+
+def in_order(
+    work: Callable[[_Item], _Result], items: Iterable[_Item], threads: int
+) -> Generator[_Result, None, None]:
+    """`work` of each item, in the order of the items; at most `threads` are ahead of the caller."""
+    waiting: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
