@@ -6,7 +6,7 @@ import secrets
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -26,16 +26,36 @@ class Demo:
     """JSON file of fsspec options for writing."""
 
 
+@dataclass(frozen=True)
+class Export:
+    """Copy a finished run's explanations elsewhere, sorted by class, so that queries for one class
+    skip all others."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory: a path or any fsspec URL."""
+    out: str
+    """Where the copy goes, an empty folder: a path or any fsspec URL."""
+    to: Literal["parquet"] = "parquet"
+    """Format of the copy."""
+    sort_by: Literal["target", "label", "predicted"] = "target"
+    """Column whose classes lie together; rows without one are last."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading the run."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for writing the copy."""
+
+
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
 )
 
 
 def main() -> None:
     """Run one sub-command and exit with its code."""
     logging.basicConfig(level=logging.WARNING)
-    command: ExplainConfig | Demo = tyro.cli(
+    command: ExplainConfig | Demo | Export = tyro.cli(
         Command,
         prog="saliency",
         description="Explain every image of a dataset, and see where a vision transformer looks.",
@@ -44,15 +64,19 @@ def main() -> None:
     sys.exit(run(command))
 
 
-def run(command: ExplainConfig | Demo) -> Exit:
+def run(command: ExplainConfig | Demo | Export) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Console(highlight=False, soft_wrap=True)
     set_ray_environment(command.execution.address if isinstance(command, ExplainConfig) else None)
     from storage.locations import StorageUnavailable
+    from storage.manifests import NothingNew
     from storage.runs import FingerprintMismatch, NotARun
 
     try:
         return _start(command, console)
+    except NothingNew as error:
+        console.print(f"{error}; nothing to do", markup=False)
+        return Exit.COMPLETE
     except (ConfigurationError, FingerprintMismatch, NotARun) as error:
         console.print(str(error), markup=False, style="red")
         return Exit.BAD_INPUT
@@ -67,11 +91,16 @@ def run(command: ExplainConfig | Demo) -> Exit:
         return Exit.BUG
 
 
-def _start(command: ExplainConfig | Demo, console: Console) -> Exit:
+def _start(command: ExplainConfig | Demo | Export, console: Console) -> Exit:
     if isinstance(command, Demo):
         from jobs.demo import demo
 
         return demo(command.out, command.images, command.output_storage, console)
+    if isinstance(command, Export):
+        from jobs.export import Request, export
+
+        storages = command.input_storage, command.output_storage
+        return export(Request(command.run, command.out, command.sort_by, *storages), console)
     from jobs.explain import explain
 
     return explain(command, console)

@@ -18,7 +18,8 @@ from jobs.config import (
     ModelConfig,
 )
 from jobs.explain import explain
-from jobs.prepare import INPUT_ERRORS, read_options
+from jobs.options import read_options
+from jobs.prepare import INPUT_ERRORS
 from storage.locations import Location
 from storage.runs import open_run
 from storage.schema import grid_of

@@ -1,7 +1,6 @@
 """Everything that a run needs, checked before Ray starts: all that is wrong is told at once."""
 
 import json
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -11,6 +10,7 @@ from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from explainer.models import ModelError, PreprocessingOverrides
 from jobs.config import ConfigurationError, ExplainConfig, MethodConfig, ModelConfig
 from jobs.images import check_extends, extended_run, read_images
+from jobs.options import check_writable, read_options
 from jobs.plan import Shard, grouped_shards, most_rows, shard_size, shards
 from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
@@ -123,19 +123,6 @@ def _method(config: MethodConfig) -> ReciproCam:
     )
 
 
-def read_options(path: str | None) -> dict[str, Any]:
-    """fsspec options from a JSON file; its content may be secret and appears in no message."""
-    if path is None:
-        return {}
-    try:
-        content = json.loads(Location(path).read())
-    except ValueError:
-        raise ValueError(f"{path} is not JSON; want an object of fsspec options") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object of fsspec options")
-    return content
-
-
 def _output(config: ExplainConfig, options: Mapping[str, Any]) -> Location:
     """Where the run goes, tried by writing there."""
     out = Location(config.out, options)
@@ -145,12 +132,7 @@ def _output(config: ExplainConfig, options: Mapping[str, Any]) -> Location:
             f"{out} lies within --images, so the run's own pictures would become images of the "
             "next start; write elsewhere"
         )
-    probe = out.child(f".writable-{uuid.uuid4().hex}")
-    try:
-        probe.create(b"probe")
-        probe.delete()
-    except (OSError, StorageUnavailable) as error:
-        raise OSError(f"cannot write to {out}: {error}") from error
+    check_writable(out)
     return out
 
 
@@ -172,7 +154,12 @@ def _model(config: ModelConfig, options: Mapping[str, Any]) -> VitClassifier:
         class_names=names,
         model_args=arguments,
         overrides=PreprocessingOverrides(
-            config.input_size, config.mean, config.std, config.crop_pct, config.interpolation
+            config.input_size,
+            config.mean,
+            config.std,
+            config.crop_pct,
+            config.interpolation,
+            exact=config.exact_preprocessing,
         ),
     )
 

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from storage.digests import table_digest
 from storage.locations import Location
 from storage.parts import in_order
-from storage.schema import _DICTIONARY, CONTENT_DIGEST
+from storage.schema import CONTENT_DIGEST, DICTIONARY
 
 _FILE_BYTES, _GROUP_BYTES = 128 * 2**20, 8 * 2**20
 _SCALAR_BYTES = 300  # of a row beside its map
@@ -162,7 +162,6 @@ def encode(table: pa.Table, key: str, group: int) -> bytes:
 
     Columns are encoded as in a part. The same rows, metadata and pyarrow give the same bytes.
     """
-    table = table.replace_schema_metadata(dict(sorted(table.schema.metadata.items())))
     scalars = [f.name for f in table.schema if not pa.types.is_fixed_size_list(f.type)]
     order = [(name, "ascending") for name in (key, "row", "target_rank")]
     sink = io.BytesIO()
@@ -170,7 +169,7 @@ def encode(table: pa.Table, key: str, group: int) -> bytes:
         table,
         sink,
         compression="zstd",
-        use_dictionary=[name for name in scalars if name in _DICTIONARY],
+        use_dictionary=[name for name in scalars if name in DICTIONARY],
         write_statistics=scalars,
         write_page_index=True,
         row_group_size=group,
@@ -194,14 +193,12 @@ def entries(folder: Location) -> dict[str, int]:
         except FileNotFoundError:
             return []
 
-    found = {}
-    for entry in folder.attempt(listed):
-        name = str(entry["name"]).rstrip("/")
-        if name != path:
-            found[name[len(path) + 1 :]] = int(entry["size"] or 0)
-        elif entry["type"] == "file":  # stores that keep empty folders list the folder itself
-            raise NotADirectoryError(f"{folder} is an object, not a folder; {_ELSEWHERE}")
-    return {name: found[name] for name in sorted(found) if not name.startswith(".")}
+    found = {str(entry["name"]): int(entry["size"] or 0) for entry in folder.attempt(listed)}
+    if path in found:
+        raise NotADirectoryError(f"{folder} is an object, not a folder")
+    # A store that keeps empty folders lists the folder itself, as path/.
+    names = {name[len(path) + 1 :].rstrip("/"): size for name, size in found.items()}
+    return {name: names[name] for name in sorted(names) if name and not name.startswith(".")}
 
 
 def _read_json(location: Location) -> dict[str, Any]:

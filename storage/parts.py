@@ -25,21 +25,17 @@ class PartsDamaged(ValueError):  # noqa: N818 - a statement about a run
 
 
 class Parts:
-    """The parts of a run, in the order of their shards; what is known of them grows as they pass.
-
-    `rows` were read, and `metadata` is what all parts say alike.
-    """
+    """A run's parts, in the order of their shards; `metadata` is what those read so far share."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.rows = 0
         self.metadata: dict[bytes, bytes] = {}
         self._digests: list[bytes] = []
         self._last = (-1, -1)
 
     @property
     def digest(self) -> str:
-        """Over the parts' own digests, as `parts_digest` in summary.json."""
+        """Over the digests of the parts read so far, as `parts_digest` in summary.json."""
         return sha256(b"".join(self._digests)).hexdigest()
 
     def read(self, threads: int) -> Generator[pa.Table, None, None]:
@@ -53,7 +49,6 @@ class Parts:
             known = self.metadata if self._digests else metadata
             self.metadata = {k: v for k, v in known.items() if metadata.get(k) == v}
             self._digests.append(metadata[_DIGEST])
-            self.rows += part.num_rows
             yield part
 
     def _read(self, index: int) -> pa.Table:
@@ -86,13 +81,9 @@ def in_order(
     """`work` of each item, in the order of the items; at most `threads` are ahead of the caller."""
     waiting: deque[Future[_Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) >= threads:
-                    yield waiting.popleft().result()
-            while waiting:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == threads:
                 yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        while waiting:
+            yield waiting.popleft().result()

@@ -16,7 +16,7 @@ SCHEMA_VERSION = 1
 CONTENT_DIGEST = "content_digest"
 
 # Few values, many rows; of any other column a dictionary would be a second copy.
-_DICTIONARY = {
+DICTIONARY = {
     *("run", "label_name", "status", "format", "mode", "predicted_name"),
     *("target_name", "target_kind", "group"),
 }
@@ -150,7 +150,7 @@ def encode_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
         table,
         sink,
         compression="zstd",
-        use_dictionary=[name for name in scalars if name in _DICTIONARY],
+        use_dictionary=[name for name in scalars if name in DICTIONARY],
         write_statistics=scalars,
         row_group_size=max(len(table), 1),
     )

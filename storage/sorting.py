@@ -80,9 +80,7 @@ class SortedRows:
 
     def _before(self, position: int) -> list[int]:
         """How many rows of each block come before `position`."""
-        at = int(np.searchsorted(self.ends, position, side="right"))
-        if at == len(self.keys):
-            return [block.rows for block in self.blocks]
+        at = int(np.searchsorted(self.ends, position))
         left = position - int(self.ends[at - 1] if at else 0)
         counts = []
         for block in self.blocks:
