@@ -1,138 +1,161 @@
-"""From parts to class heatmaps: sums in float64 in the order of the parts."""
+"""From parts to class heatmaps: sums in float64, part by part, the same whoever adds them up.
+
+Of a part's columns `saliency` is nearly all that is read. The others are a few bytes a row:
+`target`, `target_name` and `target_kind` say whose map it is, `label` and `predicted` whether the
+model was right, `score_min` and `score_max` give the map its scale, and `status` and `target_rank`
+count the images.
+"""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from jobs.sums import Sums
 from storage import schema
 from storage.runs import Run
 
 COLUMNS = [
-    "row", "target_rank", "status", "label", "predicted",
-    "target", "target_name", "target_kind", "saliency", "score_min", "score_max",
+    "status", "label", "predicted", "target", "target_name", "target_kind", "target_rank",
+    "saliency", "score_min", "score_max",
 ]  # fmt: skip
-
-
-Scores = NDArray[np.float32]
+# Fewer parts are read by the driver itself, without Ray.
+FEW_PARTS = 64
+# Parts of a task, from the number of parts alone: another cut would round the sums differently.
+LEAST_PARTS_OF_A_TASK, MOST_TASKS = 16, 512
+OUTCOMES = ("unlabelled", "incorrect", "correct")
+GROUPS = {"all": OUTCOMES, "correct": ("correct",), "incorrect": ("incorrect",)}
 
 
 class Key(NamedTuple):
-    """One class heatmap: the explained class and which of its images."""
+    """Maps that are summed together: of one explained class, with one outcome of OUTCOMES."""
 
     target_kind: str
     target: int
-    group: str
-
-
-@dataclass
-class Sums:
-    """Running sums of a class's maps; `ranges` are score_max - score_min of each."""
-
-    cells: int
-    count: int = 0
-    total: NDArray[np.float64] = field(init=False)
-    squares: NDArray[np.float64] = field(init=False)
-    scores: NDArray[np.float64] = field(init=False)
-    ranges: list[NDArray[np.float32]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.total, self.squares, self.scores = np.zeros((3, self.cells))
-
-    def add(self, maps: NDArray[np.float64], low: Scores, high: Scores) -> None:
-        """Add maps [images, cells] in [0, 1] and the range of their scores."""
-        span = (high - low).astype(np.float64)
-        self.count += len(maps)
-        self.total += maps.sum(axis=0)
-        self.squares += (maps**2).sum(axis=0)
-        self.scores += (low[:, None] + maps * span[:, None]).sum(axis=0)
-        self.ranges.append(high - low)
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        return self.total / self.count
-
-    @property
-    def std(self) -> NDArray[np.float64]:
-        # Rounding can take a vanishing variance below zero.
-        return np.sqrt(np.maximum(self.squares / self.count - self.mean**2, 0))
+    outcome: str
 
 
 @dataclass
 class Aggregate:
-    """What all parts hold together; `names` are the classes' and `digest` is over every part's."""
+    """What parts hold together; `names` are the classes', `digests` the parts', in their order."""
 
-    parts: int
-    images: int
-    statuses: Counter[str]
-    heatmaps: dict[Key, Sums]
-    names: dict[int, str]
-    digest: str
+    images: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    sums: dict[Key, Sums] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    digests: list[bytes] = field(default_factory=list)
+
+    def add(self, other: "Aggregate") -> None:
+        """Add the parts that come after these."""
+        self.images += other.images
+        self.statuses.update(other.statuses)
+        self.names.update(other.names)
+        self.digests += other.digests
+        for key, sums in other.sums.items():
+            # Added to nothing they are arrays of our own: Ray's may lie in its object store.
+            self.sums[key] = self.sums.get(key, Sums.nothing()) + sums
+
+    @property
+    def parts(self) -> int:
+        return len(self.digests)
+
+    @property
+    def digest(self) -> str:
+        """sha256, as hex, over the parts' content digests in order."""
+        return sha256(b"".join(self.digests)).hexdigest()
 
 
-def aggregate(run: Run, parts: Sequence[int], grid: tuple[int, int]) -> Aggregate:
-    """Read `parts` in order and sum their maps by class and by whether the class was right."""
-    digest = sha256()
-    result = Aggregate(len(parts), 0, Counter(), {}, {}, "")
-    for index in parts:
-        table = run.read_part(index, COLUMNS)
-        digest.update(table.schema.metadata[b"content_digest"])
-        first = table.filter(pc.fill_null(pc.equal(table["target_rank"], 0), True))
-        result.images += first.num_rows
-        result.statuses.update(first["status"].to_pylist())
-        _add_part(result, table.filter(pc.equal(table["status"], "ok")), grid[0] * grid[1])
-    result.digest = digest.hexdigest()
+# `map`, or what does the same on a cluster.
+Map = Callable[[Callable[[Sequence[int]], Aggregate], list[Sequence[int]]], Iterable[Aggregate]]
+
+
+def aggregate(
+    run: Run, parts: Sequence[int], grid: tuple[int, int], map_in_order: Map = map
+) -> Aggregate:
+    """Sum the maps of `parts` by class and by whether the class was right.
+
+    The result is the same to the last bit whatever `map_in_order`, and where, works on the tasks.
+    Raises StorageUnavailable.
+    """
+    size = max(LEAST_PARTS_OF_A_TASK, -(-len(parts) // MOST_TASKS))
+    tasks = [parts[start : start + size] for start in range(0, len(parts), size)]
+    result = Aggregate()
+    for of_task in map_in_order(partial(sum_parts, run, grid), tasks):
+        result.add(of_task)
     return result
 
 
-def _add_part(result: Aggregate, explained: pa.Table, cells: int) -> None:
+def sum_parts(run: Run, grid: tuple[int, int], parts: Sequence[int]) -> Aggregate:
+    """What one task does: read consecutive parts and add them up in order."""
+    result = Aggregate()
+    for index in parts:
+        table = run.read_part(index, COLUMNS)
+        result.add(_sum_part(table, grid[0] * grid[1]))
+    return result
+
+
+def _sum_part(table: pa.Table, cells: int) -> Aggregate:
+    first = table.filter(pc.fill_null(pc.equal(table["target_rank"], 0), True))
+    explained = table.filter(pc.equal(table["status"], "ok"))
+    names = explained.select(["target", "target_name"]).group_by(["target", "target_name"])
+    return Aggregate(
+        images=first.num_rows,
+        statuses=Counter(first["status"].to_pylist()),
+        sums=_sums(explained, cells),
+        names={row["target"]: row["target_name"] for row in names.aggregate([]).to_pylist()},
+        digests=[table.schema.metadata[schema.CONTENT_DIGEST.encode()]],
+    )
+
+
+def _sums(explained: pa.Table, cells: int) -> dict[Key, Sums]:
+    """The sums of each class and outcome: rows are sorted by both, and summed run by run."""
     if not explained.num_rows:
-        return
-    maps = schema.maps_to_numpy(explained["saliency"], (1, cells))[:, 0].astype(np.float64)
+        return {}
+    maps = schema.maps_to_numpy(explained["saliency"], (1, cells))[:, 0]
     low, high = (explained[name].to_numpy() for name in ("score_min", "score_max"))
-    targets = explained["target"].to_numpy()
     kind = explained["target_kind"][0].as_py()
-    for name, members in _groups(explained):
-        for target in np.unique(targets[members]):
-            chosen = members & (targets == target)
-            sums = result.heatmaps.setdefault(Key(kind, int(target), name), Sums(cells))
-            sums.add(maps[chosen], low[chosen], high[chosen])
-    result.names.update(zip(targets.tolist(), explained["target_name"].to_pylist(), strict=True))
-
-
-def _groups(explained: pa.Table) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """All rows, then those with a label by whether the model predicted it."""
-    yield "all", np.ones(explained.num_rows, dtype=bool)
     agrees = pc.equal(explained["predicted"], explained["label"])
-    for name, value in (("correct", True), ("incorrect", False)):
-        members = pc.fill_null(pc.equal(agrees, value), False).to_numpy()
-        if members.any():
-            yield name, members
+    outcomes = pc.fill_null(pc.add(agrees.cast(pa.int8()), 1), 0).to_numpy()
+    keys = explained["target"].to_numpy().astype(np.int64) * len(OUTCOMES) + outcomes
+    order = np.argsort(keys, kind="stable")
+    changes = np.flatnonzero(np.diff(keys[order])) + 1
+    result = {}
+    for members in np.split(order, changes):
+        target, outcome = divmod(int(keys[members[0]]), len(OUTCOMES))
+        sums = Sums.of(maps[members], low[members], high[members])
+        result[Key(kind, target, OUTCOMES[outcome])] = sums
+    return result
 
 
 def class_heatmaps(result: Aggregate, grid: tuple[int, int]) -> pa.Table:
     """The table of class heatmaps, by target and group."""
-    rows = [
-        {
-            "target_kind": key.target_kind,
-            "target": key.target,
-            "target_name": result.names[key.target],
-            "group": key.group,
-            "count": sums.count,
-            "mean": sums.mean,
-            "std": sums.std,
-            "mean_score": sums.scores / sums.count,
-            "median_range": float(np.median(np.concatenate(sums.ranges))),
-        }
-        for key, sums in sorted(result.heatmaps.items())
-    ]
+    rows = []
+    for kind, target in sorted({(key.target_kind, key.target) for key in result.sums}):
+        for group, outcomes in GROUPS.items():
+            keys = [Key(kind, target, outcome) for outcome in outcomes]
+            found = [result.sums[key] for key in keys if key in result.sums]
+            if found:
+                sums = sum(found, start=Sums.nothing())
+                row = {"target_kind": kind, "target": target, "group": group}
+                rows.append(row | {"target_name": result.names[target]} | _statistics(sums))
     return pa.Table.from_pylist(rows, schema=schema.class_heatmaps(grid))
+
+
+def _statistics(sums: Sums) -> dict[str, Any]:
+    return {
+        "count": sums.count,
+        "mean": sums.mean,
+        "std": sums.std,
+        "mean_score": sums.scores / sums.count,
+        "median_range": sums.ranges.median,
+    }
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,17 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from types import FrameType
 
-import ray
 from rich.console import Console
 
 from jobs import heatmaps, summary
-from jobs.aggregate import Aggregate, ClassHeatmap, aggregate, class_heatmaps, read_means
+from jobs.aggregate import FEW_PARTS, Aggregate, ClassHeatmap, aggregate, class_heatmaps, read_means
+from jobs.cluster import INFRASTRUCTURE, ClusterError, connected, in_order, reason, resources
 from jobs.config import ConfigurationError, Exit, ExplainConfig
 from jobs.plan import Shard, remaining
-from jobs.pool import ClusterError, Pool, ShardFailure, connect, resources
+from jobs.pool import Pool, ShardFailure
 from jobs.prepare import Prepared, prepare
 from jobs.progress import RunProgress
 from jobs.summary import Attempt
@@ -31,7 +31,8 @@ FEW_IMAGES = 16
 def explain(config: ExplainConfig, console: Console) -> Exit:
     """Run or resume what `config` describes; a finished run is said to be so, and left alone.
 
-    Raises ConfigurationError, and FingerprintMismatch where `out` holds another run.
+    A connection to Ray that this process has is used, and kept. Raises ConfigurationError, and
+    FingerprintMismatch where `out` holds another run.
     """
     prepared = prepare(config)
     planned = prepared.shards()
@@ -48,43 +49,45 @@ def explain(config: ExplainConfig, console: Console) -> Exit:
     summary.warn_unless_conditional(console, run)
     if prepared.manifest.data is not None:
         run.manifest.create(prepared.manifest.data)
-    attempt = dispatch(prepared, config, run, todo, console)
-    missing = remaining(planned, run.committed())
-    if missing or attempt.interrupted:
+    attempt, signals = Attempt(), Signals()
+    summary.start(run, prepared, attempt)
+    cluster = connected(config.execution.address) if needs_ray(todo, planned) else nullcontext()
+    with stopping(attempt, signals), cluster, signals.caught():
+        dispatch(prepared, config, run, todo, attempt, console)
+        if not remaining(planned, run.committed()):
+            attempt.result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
+    if attempt.result is None:
+        missing = remaining(planned, run.committed())
         return summary.incomplete(console, run, prepared, attempt, missing)
-    result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
-    return summary.complete(console, run, prepared, attempt, result, config.execution.max_failed)
+    tolerated = config.execution.max_failed
+    return summary.complete(console, run, prepared, attempt, attempt.result, tolerated)
+
+
+def needs_ray(todo: list[Shard], planned: list[Shard]) -> bool:
+    """Whether there are images to explain, or more parts to aggregate than one process should."""
+    return bool(todo) or len(planned) >= FEW_PARTS
 
 
 def dispatch(
-    prepared: Prepared, config: ExplainConfig, run: Run, todo: list[Shard], console: Console
-) -> Attempt:
-    """Have replicas explain and publish `todo`; ends early by a signal or too many failures."""
-    attempt = Attempt()
+    prepared: Prepared,
+    config: ExplainConfig,
+    run: Run,
+    todo: list[Shard],
+    attempt: Attempt,
+    console: Console,
+) -> None:
+    """Have replicas explain and publish `todo`; ends early where too many images fail."""
     if not todo:
-        return attempt
-    started = time.monotonic()
-    summary.start(run, prepared, attempt)
-    signals = Signals()
+        return
+    pool = _pool(prepared, config, run)
+    run.begin_attempt(summary.attempt_info(config, pool.resources))
+    done = prepared.rows - sum(shard.rows for shard in todo)
+    tolerated = max(config.execution.max_failed * prepared.rows, FEW_IMAGES)
     try:
-        connect(config.execution.address)
-        pool = _pool(prepared, config, run)
-        attempt.seconds["start"] = time.monotonic() - started
-        run.begin_attempt(summary.attempt_info(config, pool.resources))
-        done = prepared.rows - sum(shard.rows for shard in todo)
-        tolerated = max(config.execution.max_failed * prepared.rows, FEW_IMAGES)
-        with signals.caught(), RunProgress(console, prepared.rows, done) as progress:
+        with RunProgress(console, prepared.rows, done) as progress:
             _watch(pool, todo, attempt, progress, tolerated)
-    except ClusterError as error:
-        attempt.stopped, attempt.problem = Exit.INCOMPLETE, str(error)
-    except ConfigurationError as error:
-        attempt.stopped, attempt.problem = Exit.BAD_INPUT, str(error)
-    except KeyboardInterrupt:
-        attempt.stopped = Exit.TERMINATED if signals.terminated else Exit.INTERRUPTED
     finally:
-        ray.shutdown()
-    attempt.seconds["run"] = time.monotonic() - started
-    return attempt
+        attempt.end(pool)
 
 
 def _pool(prepared: Prepared, config: ExplainConfig, run: Run) -> Pool:
@@ -127,9 +130,13 @@ def _watch(
 def publish_class_heatmaps(
     run: Run, planned: list[Shard], grid: tuple[int, int], attempt: Attempt
 ) -> Aggregate:
-    """Aggregate all parts into class_heatmaps.parquet and a picture a class."""
+    """Aggregate all parts into class_heatmaps.parquet and a picture a class.
+
+    Many parts are summed by tasks all over the cluster, few by this process, to the same bytes.
+    """
     started = time.monotonic()
-    result = aggregate(run, [shard.index for shard in planned], grid)
+    parts = [shard.index for shard in planned]
+    result = aggregate(run, parts, grid, map if len(parts) < FEW_PARTS else in_order)
     table = class_heatmaps(result, grid)
     metadata = {"run": run.id, "parts_digest": result.digest}
     run.class_heatmaps.replace(schema.encode_parquet(table, metadata))
@@ -142,6 +149,21 @@ def publish_class_heatmaps(
         list(writers.map(draw, read_means(table)))
     attempt.seconds["aggregate"] = time.monotonic() - started
     return result
+
+
+@contextmanager
+def stopping(attempt: Attempt, signals: "Signals") -> Iterator[None]:
+    """Note in `attempt` what stops a run and leaves it resumable; only a bug goes on."""
+    try:
+        yield
+    except ConfigurationError as error:
+        attempt.stopped, attempt.problem = Exit.BAD_INPUT, str(error)
+    except ClusterError as error:
+        attempt.stopped, attempt.problem = Exit.INCOMPLETE, str(error)
+    except INFRASTRUCTURE as error:
+        attempt.stopped, attempt.problem = Exit.INCOMPLETE, reason(error)
+    except KeyboardInterrupt:
+        attempt.stopped = Exit.TERMINATED if signals.terminated else Exit.INTERRUPTED
 
 
 class Signals:

@@ -1,50 +1,27 @@
-"""The driver's side of Ray: start it, keep replicas alive, hand out shards, take back reports."""
+"""The driver's side of the replicas: keep them alive, hand out shards, take back reports."""
 
-import logging
-import os
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import ray
 import torch
 from ray import ObjectRef
-from ray.exceptions import (
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayActorError
 
 from explainer import PrecisionError
-from jobs.config import ConfigurationError, ExecutionConfig
+from jobs.cluster import INFRASTRUCTURE, ClusterError, Resources, reason
+from jobs.config import ConfigurationError
+from jobs.loader import load_batch
 from jobs.plan import Shard
 from jobs.replica import Replica, ReplicaInfo
 from jobs.worker import Job, ShardReport
-from storage.locations import StorageUnavailable
 
-# What befalls a shard through no fault of its own or of this program: it is tried again.
-INFRASTRUCTURE = (
-    StorageUnavailable,
-    WorkerCrashedError,
-    OutOfMemoryError,
-    torch.OutOfMemoryError,
-    ObjectLostError,
-    NodeDiedError,
-)
 MOST_ATTEMPTS = 3
 POLL_SECONDS = 1.0
-CONNECT_SECONDS = 10.0
-CORES_OF_A_CPU_REPLICA = 4
-
-
-class ClusterError(RuntimeError):
-    """Ray gives no replica to work with; the run can be resumed when it does."""
 
 
 @dataclass(frozen=True)
@@ -53,71 +30,6 @@ class ShardFailure:
 
     shard: Shard
     error: str
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a replica and a loading task ask Ray for. `threads` is torch's, None for Ray's own."""
-
-    device: str
-    replicas: int
-    replica_cpus: float
-    replica_gpus: float
-    loader_cpus: float
-    ahead: int
-    threads: int | None
-
-
-def connect(address: str | None) -> None:
-    """Connect to a Ray cluster, or start one of this machine's own where no address is given.
-
-    Raises ClusterError where neither can be done.
-    """
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address is not None:
-        _check_reachable(address)
-    try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"connect to the Ray cluster at {address}" if address else "start Ray"
-        raise ClusterError(f"cannot {where}: {error}") from error
-
-
-def _check_reachable(address: str) -> None:
-    """Fail in seconds where nobody listens at host:port; Ray itself tries for minutes."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit() or "://" in address:
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
-        raise ClusterError(f"cannot connect to the Ray cluster at {address}: {error}") from error
-
-
-def resources(execution: ExecutionConfig) -> Resources:
-    """Decide what a replica is: a GPU where the cluster has one, else some cores of one node.
-
-    A CPU replica computes on all of its cores, and the little that decoding takes beside a ViT on
-    a CPU is left to the operating system: loading tasks ask for no core of their own there.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores_of_nodes = [int(node.get("CPU", 0)) for node in nodes]
-    cpus, largest = sum(cores_of_nodes), max(cores_of_nodes, default=0)
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if execution.device == "cuda" or (execution.device == "auto" and gpus > 0):
-        replicas = execution.replicas or max(1, gpus)
-        ahead = 2 + cpus // replicas
-        return Resources("cuda", replicas, 0, 1, loader_cpus=1, ahead=ahead, threads=None)
-    wanted = sum(max(1, cores // CORES_OF_A_CPU_REPLICA) for cores in cores_of_nodes if cores)
-    replicas = execution.replicas or max(1, wanted)
-    cores = max(1, min(largest, cpus // replicas))
-    share = min(float(cores), cpus / replicas)
-    return Resources("cpu", replicas, share, 0, loader_cpus=0, ahead=1, threads=cores)
 
 
 @dataclass
@@ -132,13 +44,17 @@ class _Member:
 
 @dataclass
 class Pool:
-    """Replicas that explain shards; a lost one is replaced and its shards go back to the queue."""
+    """Replicas that explain shards; a lost one is replaced and its shards go back to the queue.
+
+    `first_ready` is when the first replica had its model, on the monotonic clock.
+    """
 
     job: Job
     resources: Resources
     start_timeout: float
     replicas: list[ReplicaInfo] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
+    first_ready: float | None = None
     _queue: deque[Shard] = field(default_factory=deque)
     _attempts: Counter[int] = field(default_factory=Counter)
     _calls: dict["ObjectRef[Any]", _Member] = field(default_factory=dict)
@@ -162,6 +78,7 @@ class Pool:
         try:
             for _ in range(min(self.resources.replicas, len(shards))):
                 self._start(job)
+            self._start_loading()
             last_live = time.monotonic()
             while outstanding:
                 done, _ = ray.wait(list(self._calls), num_returns=1, timeout=POLL_SECONDS)
@@ -195,6 +112,14 @@ class Pool:
         ready: ObjectRef[Any] = actor.ready.remote()
         self._calls[ready] = _Member(actor)
 
+    def _start_loading(self) -> None:
+        """Load nothing, so that loading processes start beside the replicas: both take seconds."""
+        nothing = pa.table({"uri": pa.array([], pa.string())})
+        need = self.resources
+        load: Any = ray.remote(num_cpus=need.loader_cpus, scheduling_strategy="SPREAD")(load_batch)
+        for _ in range(need.replicas * need.ahead):
+            load.remote(nothing, self.job.reading, self.job.model.preprocessing)
+
     def _settle(
         self, call: "ObjectRef[Any]", job: "ObjectRef[Job]"
     ) -> ShardReport | ShardFailure | None:
@@ -204,7 +129,7 @@ class Pool:
             result: ReplicaInfo | ShardReport = ray.get(call)
         except RayActorError as error:
             return self._replace(member, job, reason(error))
-        except INFRASTRUCTURE as error:
+        except (*INFRASTRUCTURE, torch.OutOfMemoryError) as error:
             outcome = self._retry(member.shard, reason(error))
             self._assign(member)
             return outcome
@@ -224,6 +149,7 @@ class Pool:
                 f"the replica on node {replica.node} holds other weights than the run"
             )
         self.replicas.append(replica)
+        self.first_ready = self.first_ready or time.monotonic()
 
     def _assign(self, member: _Member) -> None:
         """Call the replica with its next shard, or end it where there is nothing left."""
@@ -278,10 +204,3 @@ class Pool:
             f"node for {need.replica_gpus:g} GPUs and {need.replica_cpus:g} CPUs; the nodes have "
             f"{have}"
         )
-
-
-def reason(error: BaseException) -> str:
-    """The innermost cause in one line, without the traces of the processes that it came through."""
-    while isinstance(error, RayTaskError) and error.cause is not None:
-        error = error.cause
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

@@ -41,7 +41,7 @@ class RunProgress:
 
     def show(self, replicas: int, wanted: int) -> None:
         """Show how far the run is and how many replicas work; time counts from the first one on."""
-        if replicas == 0:
+        if replicas == 0 and self.done == self.first:
             self.started = time.monotonic()
         description = f"{replicas} of {wanted} replicas"
         elapsed = time.monotonic() - self.started

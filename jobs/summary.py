@@ -2,6 +2,7 @@
 
 import platform
 import socket
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -14,9 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.aggregate import Aggregate
+from jobs.bottleneck import bottleneck
+from jobs.cluster import Resources
 from jobs.config import Exit, ExplainConfig
 from jobs.plan import Shard
-from jobs.pool import Resources, ShardFailure
+from jobs.pool import Pool, ShardFailure
 from jobs.prepare import Prepared
 from jobs.worker import ShardReport
 from storage.locations import creates_conditionally
@@ -29,13 +32,19 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "numpy")
 
 @dataclass
 class Attempt:
-    """What one start of the driver did: totals over its shards, and what it had to leave."""
+    """What one start of the driver did: totals over its shards, and what it had to leave.
 
+    `result` is there once the class heatmaps are written.
+    """
+
+    started: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
     failures: list[ShardFailure] = field(default_factory=list)
+    limited_by: str | None = None
     stopped: Exit | None = None
     problem: str | None = None
+    result: Aggregate | None = None
 
     def add(self, report: ShardReport) -> None:
         """Count a shard's images and time."""
@@ -43,9 +52,19 @@ class Attempt:
         for stage, seconds in report.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
-    @property
-    def interrupted(self) -> bool:
-        return self.stopped in (Exit.INTERRUPTED, Exit.TERMINATED)
+    def end(self, pool: Pool) -> None:
+        """Note how long explaining took, how much of it was start-up, and what limited the rest.
+
+        Start-up lasts until the first replica has its model, and then as long as replicas waited,
+        on average, for their first batch.
+        """
+        ended = time.monotonic()
+        replicas = max(1, len(pool.replicas))
+        first_batch = self.seconds.pop("first_wait", 0.0) / replicas
+        self.seconds["run"] = ended - self.started
+        self.seconds["start"] = (pool.first_ready or ended) - self.started + first_batch
+        if self.statuses:
+            self.limited_by = bottleneck(self.seconds, replicas, pool.resources.device)
 
     @property
     def failed_images(self) -> int:
@@ -122,27 +141,32 @@ def incomplete(
         console.print(f"and {more} shards more; summary.json has their errors", markup=False)
     if code is Exit.TOO_MANY_FAILED:
         _tell_too_many_failed(console, attempt.failed_images, attempt.statuses.total())
+    left = f"{len(missing)} shards" if missing else "the class heatmaps"
     console.print(
-        f"incomplete: {len(missing)} shards are not yet written to {run.root.shown}; the same "
-        "command does the rest",
+        f"incomplete: {left} are not yet written to {run.root.shown}; the same command does the "
+        "rest",
         markup=False,
     )
     return code
 
 
 def _common(run: Run, prepared: Prepared, attempt: Attempt) -> dict[str, Any]:
-    """What every summary holds; seconds and rate are the last attempt's."""
+    """What every summary holds; seconds and rates are the last attempt's."""
     seconds = {stage: round(value, 3) for stage, value in sorted(attempt.seconds.items())}
-    images = attempt.statuses.total()
+    last_attempt: dict[str, Any] = {"images": attempt.statuses.total(), "seconds": seconds}
+    if attempt.statuses:
+        images = attempt.statuses.total()
+        after_start = attempt.seconds["run"] - attempt.seconds["start"]
+        last_attempt |= {
+            "images_per_second": round(images / attempt.seconds["run"], 2),
+            "images_per_second_after_start": round(images / after_start, 2),
+            "limited_by": attempt.limited_by,
+        }
     return {
         "run": run.id,
         "rows": prepared.rows,
         "labels_unknown": prepared.labels_unknown,
-        "last_attempt": {
-            "images": images,
-            "seconds": seconds,
-            "images_per_second": round(images / seconds["run"], 2) if images else None,
-        },
+        "last_attempt": last_attempt,
     }
 
 
@@ -206,13 +230,8 @@ def _tell_result(console: Console, run: Run, summary: Mapping[str, Any], code: E
     table = Table(title=f"run {run.id}", title_justify="left", show_header=False)
     statuses = ", ".join(f"{count} {status}" for status, count in summary["statuses"].items())
     rows = {"images": f"{summary['rows']}: {statuses}"}
-    attempt = summary["last_attempt"]
-    if attempt["images"]:
-        seconds = attempt["seconds"]
-        rows["speed"] = (
-            f"{attempt['images_per_second']:g} images/s, start-up included "
-            f"({seconds['start']:.0f} of {seconds['run']:.0f} s)"
-        )
+    if summary["last_attempt"]["images"]:
+        rows |= _speed(summary["last_attempt"])
     root, pictures = run.root.shown, summary["classes_explained"]
     rows["explanations"] = f"{root}/explanations/ ({summary['parts']} Parquet parts)"
     rows["class heatmaps"] = f"{root}/class_heatmaps.parquet"
@@ -224,3 +243,18 @@ def _tell_result(console: Console, run: Run, summary: Mapping[str, Any], code: E
     if code is Exit.TOO_MANY_FAILED:
         failed = summary["rows"] - summary["statuses"].get("ok", 0)
         _tell_too_many_failed(console, failed, summary["rows"])
+
+
+def _speed(attempt: Mapping[str, Any]) -> dict[str, str]:
+    """Rows of the table about an attempt's rate, and where its time went."""
+    seconds = {stage: f"{value:.3g} s" for stage, value in attempt["seconds"].items()}
+    replicas, loading = ("wait", "compute", "write"), ("fetch", "decode")
+    return {
+        "speed": (
+            f"{attempt['images_per_second_after_start']:g} images/s after a start-up of "
+            f"{seconds['start']}; {attempt['images_per_second']:g} with it"
+        ),
+        "time of replicas": ", ".join(f"{stage} {seconds[stage]}" for stage in replicas),
+        "time of loading": ", ".join(f"{stage} {seconds[stage]}" for stage in loading),
+        "bottleneck": attempt["limited_by"],
+    }

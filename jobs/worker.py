@@ -4,22 +4,25 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from explainer import Explanation, Precision, ReciproCam, Target, VitClassifier, explain
-from explainer.maps import statistics
-from explainer.preprocess import Decoded
 from jobs.loader import Batch
+from jobs.part import RowMaker
 from jobs.plan import Shard
+from jobs.transfer import Placed, on_device
 from storage import schema
 from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
 from storage.rows import RowSource
 from storage.runs import Run
+
+# Where a shard's time goes: `fetch` and `decode` in loading tasks, the others in the replica.
+# `first_wait`, for a replica's first batch, is start-up: loading processes start too.
+STAGES = ("fetch", "decode", "first_wait", "wait", "compute", "write")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class ShardReport:
 class ExplainWorker:
     """Holds one model on one device and explains shards.
 
-    From one shard to the next it keeps only how many images fit into the device's memory at once.
+    From one shard to the next it keeps only how many images fit into the device's memory at once,
+    and that it has had its first batch.
     """
 
     def __init__(self, job: Job) -> None:
@@ -60,19 +64,24 @@ class ExplainWorker:
         self.job = job
         self.device = torch.device(job.device)
         job.model.vit.to(self.device)
-        self.schema = schema.explanations(job.model.grid)
+        self.row_maker = RowMaker(job.run.id, job.model, job.target)
         self.at_once = job.batch_size
+        self.fed = False
 
     def explain_shard(self, shard: Shard, rows: pa.Table, batches: Iterable[Batch]) -> ShardReport:
-        """Explain the shard's manifest `rows` from their loaded `batches` and publish the part."""
-        seconds = dict.fromkeys(("fetch", "decode", "wait", "compute", "write"), 0.0)
-        tables = []
+        """Explain the shard's manifest `rows` from their loaded `batches` and publish the part.
+
+        Batches may differ in length. Raises StorageUnavailable, RuntimeError where the batches hold
+        not as many images as there are rows, and torch.OutOfMemoryError where not one image fits.
+        """
+        seconds = dict.fromkeys(STAGES, 0.0)
+        tables: list[pa.Table] = []
         statuses: Counter[str] = Counter()
         done = 0
-        for batch in _timed(batches, seconds):
-            started = time.perf_counter()
-            manifest_rows = rows.slice(done, len(batch.images)).to_pylist()
-            tables.append(self._explain_batch(shard.start + done, manifest_rows, batch))
+        for placed in self._timed(on_device(batches, self.device), seconds):
+            batch, started = placed.batch, time.perf_counter()
+            of_batch = rows.slice(done, len(batch.images))
+            tables.append(self._explain_batch(shard.start + done, of_batch, placed))
             done += len(batch.images)
             seconds["compute"] += time.perf_counter() - started
             seconds["fetch"] += batch.fetch_seconds
@@ -80,32 +89,23 @@ class ExplainWorker:
             statuses.update(image.status for image in batch.images)
         if done != shard.rows:
             raise RuntimeError(f"{done} images were loaded for a shard of {shard.rows} rows")
-        self._refuse_outage(tables)
         started = time.perf_counter()
-        part = schema.encode_parquet(pa.concat_tables(tables), self._metadata(shard))
+        table = pa.concat_tables(tables)
+        refuse_outage(table, done)
+        part = schema.encode_parquet(table, self._metadata(shard))
         created = self.job.run.publish(shard.index, part)
         seconds["write"] = time.perf_counter() - started
         return ShardReport(shard, created, dict(statuses), seconds)
 
-    def _refuse_outage(self, tables: list[pa.Table]) -> None:
-        """Where a remote store refuses or lacks most of a shard, the store is at fault, not images.
-
-        Raises StorageUnavailable, so that no such rows are committed (design: Guarantees).
-        """
-        rows = [row for t in tables for row in t.select(["status", "error", "uri"]).to_pylist()]
-        refused = [
-            row
-            for row in rows
-            if row["status"] in ("denied", "missing")
-            and row["uri"]
-            and not Location(row["uri"]).is_local
-        ]
-        for status, count in Counter(row["status"] for row in refused).items():
-            if count > len(rows) / 2:
-                example = next(row["error"] for row in refused if row["status"] == status)
-                raise StorageUnavailable(
-                    f"{count} of a shard's {len(rows)} images are {status}, such as {example}"
-                )
+    def _timed(self, batches: Iterable[Placed], seconds: dict[str, float]) -> Iterator[Placed]:
+        """The batches, with the time that each was waited for added to `seconds`."""
+        started = time.perf_counter()
+        for batch in batches:
+            waited = time.perf_counter() - started
+            seconds["wait" if self.fed else "first_wait"] += waited
+            self.fed = True
+            yield batch
+            started = time.perf_counter()
 
     def _metadata(self, shard: Shard) -> dict[str, str]:
         """What may differ between parts of one run, or helps to read a part by itself."""
@@ -119,33 +119,17 @@ class ExplainWorker:
             **{key: str(value) for key, value in asdict(self.job.method).items()},
         }
 
-    def _explain_batch(
-        self, first_row: int, manifest_rows: list[dict[str, Any]], batch: Batch
-    ) -> pa.Table:
+    def _explain_batch(self, first_row: int, manifest_rows: pa.Table, placed: Placed) -> pa.Table:
         """The rows of the explanations table that belong to a batch of manifest rows."""
-        common = [
-            self._common(first_row + i, manifest_row, image, size)
-            for i, (manifest_row, image, size) in enumerate(
-                zip(manifest_rows, batch.images, batch.sizes, strict=True)
-            )
-        ]
-        explained = [row for row in common if row["status"] == "ok"]
-        if not explained:
-            return self._table(common, np.empty((0, self._cells), dtype=np.float16))
-        explanation = self._explain(batch, explained)
-        saliency = explanation.saliency.cpu()
-        targets = iter(self._target_rows(explanation, saliency))
-        rows = []
-        for row in common:
-            rows += [row | extra for extra in next(targets)] if row["status"] == "ok" else [row]
-        return self._table(rows, saliency.flatten(0, 1).flatten(1).half().numpy())
+        explained = self._explain(manifest_rows, placed) if len(placed.crops) else None
+        return self.row_maker.rows(first_row, manifest_rows, placed.batch, explained)
 
-    def _explain(self, batch: Batch, explained: list[dict[str, Any]]) -> Explanation:
-        # Ray hands out read-only arrays, and torch wants to own what it may write to.
-        crops = torch.from_numpy(batch.crops.copy()).to(self.device)
-        labels = None
+    def _explain(self, manifest_rows: pa.Table, placed: Placed) -> Explanation:
+        crops, labels = placed.crops, None
         if self.job.target.kind == "label":
-            labels = torch.tensor([row["label"] for row in explained], device=self.device)
+            names = manifest_rows["label"].filter([i.status == "ok" for i in placed.batch.images])
+            indices = [self.job.model.class_names.index(name) for name in names.to_pylist()]
+            labels = torch.tensor(indices, device=self.device)
         parts: list[Explanation] = []
         start = 0
         while start < len(crops):
@@ -177,96 +161,24 @@ class ExplainWorker:
             torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
         return None
 
-    def _common(
-        self, row: int, manifest_row: dict[str, Any], image: Decoded, size: int | None
-    ) -> dict[str, Any]:
-        """The columns that an image's rows share, whatever became of it."""
-        label = manifest_row["label"]
-        red, green, blue = image.mean or (None, None, None)
-        return {
-            "run": self.job.run.id,
-            "row": row,
-            "image_id": manifest_row["image_id"],
-            "uri": manifest_row["uri"],
-            "label": self.job.model.class_names.index(label),
-            "label_name": None if label is None else str(label),
-            "status": image.status,
-            "error": image.error,
-            "width": image.width,
-            "height": image.height,
-            "format": image.format,
-            "mode": image.mode,
-            "bytes": size,
-            "has_exif": image.has_exif,
-            "jpeg_quality": image.jpeg_quality,
-            "mean_r": red,
-            "mean_g": green,
-            "mean_b": blue,
-            "contrast": image.contrast,
-            "sharpness": image.sharpness,
-        }
 
-    def _target_rows(
-        self, explanation: Explanation, saliency: torch.Tensor
-    ) -> list[list[dict[str, Any]]]:
-        """For each explained image, the columns of each of its targets."""
-        probabilities = explanation.logits.softmax(-1)
-        # Of the logits, like the targets: probabilities that saturate can tie.
-        predicted = explanation.logits.argmax(-1)
-        described = statistics(saliency)
-        names = self.job.model.class_names.names
-        columns = {
-            "target": explanation.targets,
-            "target_probability": probabilities.gather(-1, explanation.targets),
-            "score_min": explanation.scores.amin((-2, -1)),
-            "score_max": explanation.scores.amax((-2, -1)),
-            "peak_row": described.peak_row,
-            "peak_col": described.peak_column,
-            "border_mass": described.border_mass,
-            "entropy": described.entropy,
-        }
-        values = {name: tensor.tolist() for name, tensor in columns.items()}
-        top, probability = predicted.tolist(), probabilities.amax(-1).tolist()
-        return [
-            [
-                {name: per_image[i][rank] for name, per_image in values.items()}
-                | {
-                    "predicted": top[i],
-                    "predicted_name": names[top[i]],
-                    "probability": probability[i],
-                    "target_name": names[values["target"][i][rank]],
-                    "target_kind": self.job.target.kind,
-                    "target_rank": rank,
-                }
-                for rank in range(explanation.targets.shape[1])
-            ]
-            for i in range(len(top))
-        ]
+def refuse_outage(rows: pa.Table, images: int) -> None:
+    """Where a remote store refuses or lacks most of a shard, the store is at fault, not images.
 
-    @property
-    def _cells(self) -> int:
-        return self.job.model.patches
-
-    def _table(self, rows: list[dict[str, Any]], saliency: np.ndarray) -> pa.Table:
-        """Rows as a table; the maps, in the order of the explained rows, go in without lists."""
-        explained = np.array([row["status"] == "ok" for row in rows])
-        values = np.zeros((len(rows), self._cells), dtype=np.float16)
-        values[explained] = saliency
-        maps = pa.FixedSizeListArray.from_arrays(
-            pa.array(values.ravel()), self._cells, mask=pa.array(~explained)
-        )
-        place = self.schema.get_field_index("saliency")
-        table = pa.Table.from_pylist(rows, schema=self.schema)
-        return table.set_column(place, self.schema.field(place), maps)
-
-
-def _timed(batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:
-    """The batches, with the time that each was waited for added to `seconds`."""
-    started = time.perf_counter()
-    for batch in batches:
-        seconds["wait"] += time.perf_counter() - started
-        yield batch
-        started = time.perf_counter()
+    Raises StorageUnavailable, so that no such rows are committed (design: Guarantees).
+    """
+    failed = rows.filter(pc.is_in(rows["status"], pa.array(["denied", "missing"])))
+    remote = [
+        row
+        for row in failed.select(["status", "error", "uri"]).to_pylist()
+        if row["uri"] and not Location(row["uri"]).is_local
+    ]
+    for status, count in Counter(row["status"] for row in remote).items():
+        if count > images / 2:
+            example = next(row["error"] for row in remote if row["status"] == status)
+            raise StorageUnavailable(
+                f"{count} of a shard's {images} images are {status}, such as {example}"
+            )
 
 
 def _device_name(device: torch.device) -> str:

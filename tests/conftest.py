@@ -245,15 +245,23 @@ def photos() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_address() -> Iterator[str]:
-    """A Ray cluster with four logical CPUs, shared by all tests; drivers connect and leave."""
+    """A Ray cluster with four logical CPUs, shared by all tests.
+
+    This process stays connected: jobs in it find processes that have imported torch already.
+    """
+    import ray
     from ray.cluster_utils import Cluster
+
+    from jobs.cluster import connect
 
     (port,) = _free_ports(1)  # the default one may be another cluster's
     arguments = {"num_cpus": 4, "include_dashboard": False, "dashboard_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=arguments)
     try:
+        connect(cluster.address)
         yield cluster.address
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 
@@ -298,12 +306,12 @@ def small_config(
     ray_address: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ExplainConfig:
-    """60 images, 4 shards, one CPU replica."""
+    """60 images, 4 shards, two CPU replicas."""
     return ExplainConfig(
         model=tiny_model,
         out=str(tmp_path_factory.mktemp("finished") / "run"),
         input=InputConfig(images=str(image_folder)),
-        execution=ExecutionConfig(address=ray_address, replicas=1, batch_size=8),
+        execution=ExecutionConfig(address=ray_address, replicas=2, batch_size=8),
     )
 
 

@@ -1,14 +1,10 @@
-"""The whole job on a real Ray cluster: rows, resume, refusal, loss, and what bad images become."""
+"""The whole job on a real Ray cluster: rows, refusal, and what bad images and stores become."""
 
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,11 +19,14 @@ from storage.locations import Location
 from storage.runs import FingerprintMismatch, open_run
 
 ROWS = 60
+Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 
 
 @pytest.fixture
 def config(small_config: ExplainConfig, tmp_path: Path) -> ExplainConfig:
-    return replace(small_config, out=str(tmp_path / "run"))
+    """One replica, and a place of its own."""
+    execution = replace(small_config.execution, replicas=1)
+    return replace(small_config, out=str(tmp_path / "run"), execution=execution)
 
 
 def rows_of(root: Location) -> list[dict]:
@@ -40,69 +39,29 @@ def rows_of(root: Location) -> list[dict]:
     )
 
 
-def part_bytes(root: Location) -> dict[str, bytes]:
-    folder = root.child("explanations")
-    return {name: folder.child(name).read() for name in folder.names()}
-
-
-def with_two_replicas(config: ExplainConfig) -> ExplainConfig:
-    return replace(config, execution=replace(config.execution, replicas=2))
-
-
-def many_images(source: str, folder: Path) -> InputConfig:
-    """Every image five times: enough shards for a run to be killed in its midst."""
-    for path in Path(source).rglob("*.*g"):
-        (folder / path.parent.name).mkdir(parents=True, exist_ok=True)
-        for copy in range(5):
-            shutil.copy(path, folder / path.parent.name / f"{copy}-{path.name}")
-    return InputConfig(images=str(folder))
-
-
-def command(config: ExplainConfig, log: Path) -> subprocess.Popen:
-    """The same run as a process of its own, as a user starts it."""
-    arguments = [
-        "explain", "--out", config.out, "--images", config.input.images,
-        "--model", config.model.name, "--checkpoint", config.model.checkpoint,
-        "--model-args", config.model.model_args, "--address", config.execution.address,
-        "--replicas", "2", "--batch-size", "8",
-    ]  # fmt: skip
-    with log.open("w") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "jobs.cli", *arguments], stdout=output, stderr=output
-        )
-
-
-def wait_for_parts(out: str, at_least: int, process: subprocess.Popen) -> None:
-    folder = Location(out).child("explanations")
-    while len(folder.names()) < at_least:
-        assert process.poll() is None
-        time.sleep(0.005)
-
-
-def test_local_and_s3_runs_hold_the_same_rows(run_job, config, s3, tmp_path):
+def test_local_and_s3_runs_hold_the_same_rows(run_job, finished, s3, tmp_path):
     options = tmp_path / "options.json"
     options.write_text(json.dumps(s3.options))
     uploaded = s3.location("images")
-    for path in sorted(Path(config.input.images).rglob("*.*g")):
-        name = path.relative_to(config.input.images).as_posix()
+    for path in sorted(Path(finished.input.images).rglob("*.*g")):
+        name = path.relative_to(finished.input.images).as_posix()
         uploaded.child(*name.split("/")).create(path.read_bytes())
-    config = with_two_replicas(config)
     on_s3 = replace(
-        config,
+        finished,
         out=s3.url("run"),
         input=InputConfig(images=s3.url("images"), storage=str(options)),
         output_storage=str(options),
     )
-    assert run_job(config)[0] is Exit.COMPLETE
+    assert on_s3.execution.replicas == 2
     assert run_job(on_s3)[0] is Exit.COMPLETE
-    here, there = rows_of(Location(config.out)), rows_of(s3.location("run"))
+    here, there = rows_of(Location(finished.out)), rows_of(s3.location("run"))
     assert [row["row"] for row in here] == list(range(ROWS))
     # Another manifest (its uris), so another run; everything else is the same to the last bit.
     own = {"run", "uri"}
     assert [{k: v for k, v in row.items() if k not in own} for row in here] == [
         {k: v for k, v in row.items() if k not in own} for row in there
     ]
-    for root in (Location(config.out), s3.location("run")):
+    for root in (Location(finished.out), s3.location("run")):
         stored = open_run(root)
         assert stored.read_summary()["state"] == "complete"
         assert stored.read_class_heatmaps()["count"].to_pylist()
@@ -114,52 +73,20 @@ def test_local_and_s3_runs_hold_the_same_rows(run_job, config, s3, tmp_path):
         assert b"testing-secret" not in s3.location("run").child(name).read(), name
 
 
-def test_a_killed_driver_is_resumed_to_the_same_parts(run_job, config, tmp_path):
-    images = many_images(config.input.images, tmp_path / "many")
-    config = with_two_replicas(replace(config, input=images))
-    undisturbed = replace(config, out=str(tmp_path / "undisturbed"))
-    assert run_job(undisturbed)[0] is Exit.COMPLETE
-    log = tmp_path / "log"
-    driver = command(config, log)
-    wait_for_parts(config.out, 2, driver)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    want = part_bytes(Location(undisturbed.out))
-    assert len(want) == 19
-    assert 2 <= len(part_bytes(Location(config.out))) < len(want)
-    assert command(config, log).wait() == Exit.COMPLETE, log.read_text()
-    assert part_bytes(Location(config.out)) == want
-    assert [row["row"] for row in rows_of(Location(config.out))] == list(range(5 * ROWS))
-    assert Location(config.out).child("attempts").names() == ["1.json", "2.json"]
-
-
-@pytest.mark.parametrize(
-    ("number", "parts", "code"),
-    [
-        (signal.SIGTERM, 0, Exit.TERMINATED),
-        (signal.SIGTERM, 2, Exit.TERMINATED),
-        (signal.SIGINT, 2, Exit.INTERRUPTED),
-    ],
-)
-def test_a_signal_ends_the_run_and_it_can_be_resumed(
-    run_job, config, tmp_path, number, parts, code
-):
-    config = replace(config, input=many_images(config.input.images, tmp_path / "many"))
-    log = tmp_path / "log"
-    driver = command(config, log)
-    if parts:
-        wait_for_parts(config.out, parts, driver)
-    else:  # while it waits for its replicas to start
-        while not Location(config.out).child("attempts").names():
-            assert driver.poll() is None, log.read_text()
-            time.sleep(0.05)
-        time.sleep(1.0)
-    driver.send_signal(number)
-    assert driver.wait(timeout=60) == code, log.read_text()
-    assert "Traceback" not in log.read_text()
-    assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
-    assert run_job(config)[0] is Exit.COMPLETE
-    assert [row["row"] for row in rows_of(Location(config.out))] == list(range(5 * ROWS))
+def test_the_summary_tells_where_the_time_went(finished):
+    attempt = open_run(Location(finished.out)).read_summary()["last_attempt"]
+    seconds = attempt["seconds"]
+    stages = {"fetch", "decode", "wait", "compute", "write"}
+    assert set(seconds) == {"start", "run", "aggregate"} | stages
+    assert all(seconds[stage] > 0 for stage in stages)
+    replicas = finished.execution.replicas
+    assert seconds["start"] < seconds["run"]
+    assert seconds["wait"] + seconds["compute"] + seconds["write"] < replicas * seconds["run"]
+    assert attempt["images"] == ROWS
+    assert attempt["images_per_second"] == pytest.approx(ROWS / seconds["run"], rel=0.02)
+    after_start = ROWS / (seconds["run"] - seconds["start"])
+    assert attempt["images_per_second_after_start"] == pytest.approx(after_start, rel=0.02)
+    assert attempt["limited_by"] == "too short to tell what limits it"
 
 
 def test_a_finished_run_says_so_and_does_nothing(run_job, finished):
@@ -168,6 +95,8 @@ def test_a_finished_run_says_so_and_does_nothing(run_job, finished):
     code, told = run_job(config)
     assert code is Exit.COMPLETE
     assert "this run is finished; nothing to do" in told
+    assert "images/s after a start-up of" in told
+    assert "too short to tell what limits it" in told
     assert {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("*")} == before
 
 
@@ -182,19 +111,38 @@ def test_a_run_killed_after_its_last_part_is_closed_without_ray(run_job, config,
     assert Location(config.out).child("class_heatmaps.parquet").read() == before
 
 
-def test_a_cluster_that_cannot_be_reached_leaves_the_run_incomplete(run_job, config):
+def test_a_store_that_fails_while_parts_are_summed_leaves_the_run_incomplete(
+    run_job, config, finished
+):
+    shutil.copytree(finished.out, config.out)
+    (Path(config.out) / "summary.json").unlink()
+    part = Path(open_run(Location(config.out)).part(1).url)
+    kept = part.read_bytes()
+    part.unlink()
+    part.symlink_to("/proc/self/mem")  # it opens, and no byte of it can be read
+    code, told = run_job(config)
+    assert code is Exit.INCOMPLETE
+    assert "StorageUnavailable: " in told
+    assert "incomplete: the class heatmaps are not yet written to" in told
+    assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
+    part.unlink()
+    part.write_bytes(kept)
+    assert run_job(config)[0] is Exit.COMPLETE
+
+
+def test_another_cluster_than_the_connected_one_leaves_the_run_incomplete(run_job, config):
     nowhere = replace(config, execution=replace(config.execution, address="127.0.0.1:1"))
     code, told = run_job(nowhere)
     assert code is Exit.INCOMPLETE
-    assert "cannot connect to the Ray cluster at 127.0.0.1:1" in told
+    assert "and --address asks for 127.0.0.1:1: call ray.shutdown() first" in told
     assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
 
 
 def test_replicas_that_never_start_end_the_wait(run_job, config):
-    gpu = replace(config.execution, device="cuda", start_timeout=3.0)
+    gpu = replace(config.execution, device="cuda", start_timeout=1.0)
     code, told = run_job(replace(config, execution=gpu))
     assert code is Exit.INCOMPLETE
-    assert "0 of 1 replicas at work for 3 s; each asks one node for 1 GPUs and 0 CPUs" in told
+    assert "0 of 1 replicas at work for 1 s; each asks one node for 1 GPUs and 0 CPUs" in told
 
 
 def test_another_fingerprint_is_refused_with_the_difference(run_job, finished):
@@ -206,7 +154,8 @@ def test_another_fingerprint_is_refused_with_the_difference(run_job, finished):
 
 
 def test_replicas_and_batch_size_change_no_row(run_job, config, finished):
-    other = replace(config, execution=replace(config.execution, replicas=2, batch_size=5))
+    other = replace(config, execution=replace(config.execution, batch_size=5))
+    assert other.execution.replicas != finished.execution.replicas
     assert run_job(other)[0] is Exit.COMPLETE
     here, there = rows_of(Location(finished.out)), rows_of(Location(other.out))
     exact = ("run", "row", "image_id", "status", "target", "predicted", "label", "label_name")
@@ -216,106 +165,80 @@ def test_replicas_and_batch_size_change_no_row(run_job, config, finished):
         assert theirs["score_max"] == pytest.approx(mine["score_max"], abs=1e-3 * span)
 
 
-def test_bad_images_are_rows_with_a_status(run_job, config, image_folder, tmp_path):
-    folder = tmp_path / "images"
-    shutil.copytree(image_folder, folder)
-    good = (folder / "ant" / "003.jpg").read_bytes()
-    (folder / "ant" / "text.jpg").write_text("this is no picture\n")
-    (folder / "ant" / "cut.jpg").write_bytes(good[: len(good) // 2])
-    (folder / "bee" / "empty.png").write_bytes(b"")
-    (folder / "bee" / "gone.jpg").symlink_to(folder / "nowhere.jpg")
-    bad = replace(config, input=InputConfig(images=str(folder)))
-    tolerant = replace(bad, execution=replace(bad.execution, max_failed=0.2))
-    code, told = run_job(tolerant)
-    assert code is Exit.COMPLETE, told
-    rows = rows_of(Location(config.out))
-    assert len(rows) == ROWS + 4
-    failed = {row["image_id"]: row for row in rows if row["status"] != "ok"}
-    assert {name: row["status"] for name, row in failed.items()} == {
-        "ant/text.jpg": "undecodable",
-        "ant/cut.jpg": "truncated",
-        "bee/empty.png": "truncated",
-        "bee/gone.jpg": "missing",
-    }
-    for row in failed.values():
-        assert row["error"]
-        assert row["target"] is row["saliency"] is row["predicted"] is None
-    assert run_job(bad)[0] is Exit.TOO_MANY_FAILED
-    summary = open_run(Location(config.out)).read_summary()
-    assert summary["statuses"] == {"missing": 1, "ok": 60, "truncated": 2, "undecodable": 1}
+def test_bad_images_are_rows_and_odd_names_are_names(run_job, config, image_folder, tmp_path):
+    images = tmp_path / "im[/b]ages #1?"
+    folder = images / "cl[/red]ass"
+    folder.mkdir(parents=True)
+    good = (image_folder / "bee" / "001.jpg").read_bytes()
+    names = ["a b.jpg", "100%25.jpg", "ümlaut.jpg", "what?.jpg", "#tag.jpg", "[bold].jpg"]
+    bad = {"text.jpg": b"this is no picture\n", "cut.jpg": good[: len(good) // 2], "zero.png": b""}
+    for name, data in (dict.fromkeys(names, good) | bad).items():
+        (folder / name).write_bytes(data)
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    strict = replace(config, out=str(tmp_path / "o[/b]ut"), input=InputConfig(images=str(images)))
+    for _ in range(2):  # a small dataset is explained whole, and then there is nothing to do
+        code, told = run_job(strict)
+        assert code is Exit.TOO_MANY_FAILED
+        assert "4 of 10 images failed, more than --max-failed allows" in told
+        assert strict.out in told
+    stored = open_run(Location(strict.out))
+    assert stored.read_summary()["state"] == "failed"
+    assert stored.read_summary()["statuses"] == {
+        "missing": 1, "ok": 6, "truncated": 2, "undecodable": 1,
+    }  # fmt: skip
+    assert stored.read_class_heatmaps().num_rows
+    tolerant = replace(strict, execution=replace(strict.execution, max_failed=0.4))
+    assert run_job(tolerant)[0] is Exit.COMPLETE
+    rows = {row["image_id"].removeprefix("cl[/red]ass/"): row for row in rows_of(stored.root)}
+    status = {"text.jpg": "undecodable", "cut.jpg": "truncated", "zero.png": "truncated"}
+    status |= {"gone.jpg": "missing"} | dict.fromkeys(names, "ok")
+    assert {name: row["status"] for name, row in rows.items()} == status
+    for name in set(status) - set(names):
+        assert rows[name]["error"]
+        assert rows[name]["target"] is rows[name]["saliency"] is rows[name]["predicted"] is None
 
 
-def test_too_many_failed_images_stop_the_run_and_a_larger_tolerance_finishes_it(
-    run_job, config, tmp_path
-):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(400):
-        (folder / f"{number:03d}.jpg").write_bytes(b"nothing")
-    bad = replace(config, input=InputConfig(images=str(folder)))
+@pytest.fixture(scope="module")
+def stopped(
+    small_config: ExplainConfig, run_job: Runner, tmp_path_factory: pytest.TempPathFactory
+) -> ExplainConfig:
+    """1024 images without content in 64 shards: a run that too many failures have stopped."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (folder / "nothing.jpg").write_bytes(b"nothing")
+    lines = [f"nothing.jpg,{number}" for number in range(1024)]
+    (folder / "list.csv").write_text("\n".join(["uri,image_id", *lines]))
+    bad = replace(
+        small_config,
+        out=str(folder / "run"),
+        input=InputConfig(manifest=str(folder / "list.csv")),
+        execution=replace(small_config.execution, replicas=1),
+    )
     code, told = run_job(bad)
     assert code is Exit.TOO_MANY_FAILED
     assert "more than --max-failed allows" in told
-    assert len(open_run(Location(config.out)).committed()) < 25
-    assert (
-        run_job(replace(bad, execution=replace(bad.execution, max_failed=1.0)))[0] is Exit.COMPLETE
-    )
-    assert {row["status"] for row in rows_of(Location(config.out))} == {"undecodable"}
+    return bad
 
 
-def test_one_bad_image_of_a_small_dataset_is_told_by_the_exit_code_of_a_whole_run(
-    run_job, config, image_folder, tmp_path
-):
-    folder = tmp_path / "images"
-    shutil.copytree(image_folder / "ant", folder)
-    (folder / "zero.jpg").write_bytes(b"")
-    bad = replace(config, input=InputConfig(images=str(folder)))
-    for _ in range(2):
-        code, told = run_job(bad)
-        assert code is Exit.TOO_MANY_FAILED
-        assert "1 of 21 images failed, more than --max-failed allows" in told
-    stored = open_run(Location(config.out))
-    assert stored.read_summary()["state"] == "failed"
-    assert stored.read_class_heatmaps().num_rows
-    tolerant = replace(bad, execution=replace(bad.execution, max_failed=0.05))
+def test_too_many_failed_images_stop_a_run_in_its_midst(stopped):
+    assert len(open_run(Location(stopped.out)).committed()) < 64
+    assert open_run(Location(stopped.out)).read_summary()["state"] == "failed"
+
+
+def test_a_larger_tolerance_finishes_it_and_many_parts_are_summed_by_the_cluster(run_job, stopped):
+    tolerant = replace(stopped, execution=replace(stopped.execution, max_failed=1.0))
     assert run_job(tolerant)[0] is Exit.COMPLETE
-
-
-def test_an_image_has_a_row_a_target(run_job, config):
-    several = replace(config, method=MethodConfig(target="all"))
-    per_image = 5
-    assert run_job(several)[0] is Exit.COMPLETE
-    rows = rows_of(Location(config.out))
-    assert len(rows) == ROWS * per_image
-    for first in range(0, len(rows), per_image):
-        ranks = rows[first : first + per_image]
-        assert [row["target_rank"] for row in ranks] == list(range(per_image))
-        assert len({row["target"] for row in ranks}) == per_image
-        assert ranks[0]["target"] == ranks[0]["predicted"]
-        odds = [row["target_probability"] for row in ranks]
-        assert odds == sorted(odds, reverse=True)
-
-
-def test_labels_that_are_classes_are_explained_and_grouped(run_job, config, tmp_path):
-    names = tmp_path / "names.txt"
-    names.write_text("ant\nbee\ncat\ndog\neel\n")
-    labelled = replace(
-        config,
-        model=replace(config.model, class_names=str(names)),
-        method=MethodConfig(target="label"),
-    )
-    code, told = run_job(labelled)
-    assert code is Exit.COMPLETE
-    assert "labels are no class" not in told
-    rows = rows_of(Location(config.out))
-    assert all(row["target"] == row["label"] for row in rows)
-    assert {row["label_name"] for row in rows} == {"ant", "bee", "cat"}
-    heatmaps = open_run(Location(config.out)).read_class_heatmaps().to_pylist()
-    count = {(row["target_name"], row["group"]): row["count"] for row in heatmaps}
-    right = sum(row["predicted"] == row["label"] for row in rows)
-    assert sum(n for (_, group), n in count.items() if group == "all") == ROWS
-    assert sum(n for (_, group), n in count.items() if group == "correct") == right
-    assert sum(n for (_, group), n in count.items() if group == "incorrect") == ROWS - right
+    stored = open_run(Location(stopped.out))
+    first = stored.read_summary()
+    assert first["statuses"] == {"undecodable": 1024}
+    assert first["parts"] == 64
+    stored.summary.delete()
+    nowhere = replace(tolerant, execution=replace(tolerant.execution, address="127.0.0.1:1"))
+    code, told = run_job(nowhere)  # nothing is left to explain, and yet Ray is needed
+    assert code is Exit.INCOMPLETE
+    assert "incomplete: the class heatmaps are not yet written to" in told
+    assert run_job(tolerant)[0] is Exit.COMPLETE
+    assert stored.read_summary()["parts_digest"] == first["parts_digest"]
+    assert stored.read_summary()["last_attempt"]["images"] == 0
 
 
 def test_parts_are_parquet_with_the_shape_of_the_maps(finished):
@@ -336,28 +259,6 @@ def test_a_dry_run_writes_nothing(run_job, config):
     assert "60 images in 4 shards" in told
     assert not any(Path(config.out).rglob("*.json"))
     assert os.listdir(config.out) == []
-
-
-def replica_processes(address: str) -> list[int]:
-    """Processes of replicas on the cluster at `address`: children of its raylet."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        if path.read_bytes().startswith(b"ray::Replica"):
-            parent = (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
-            if address in Path(f"/proc/{parent}/cmdline").read_text():
-                found.append(int(path.parent.name))
-    return found
-
-
-def test_a_killed_replica_is_replaced_and_no_row_is_lost(config, tmp_path):
-    config = replace(config, input=many_images(config.input.images, tmp_path / "many"))
-    driver = command(config, tmp_path / "log")
-    wait_for_parts(config.out, 2, driver)
-    replicas = replica_processes(config.execution.address)
-    assert replicas
-    os.kill(replicas[0], signal.SIGKILL)
-    assert driver.wait() == Exit.COMPLETE, (tmp_path / "log").read_text()
-    assert [row["row"] for row in rows_of(Location(config.out))] == list(range(5 * ROWS))
 
 
 class Store(BaseHTTPRequestHandler):
@@ -405,36 +306,6 @@ def test_an_outage_leaves_shards_undone_and_makes_no_rows(run_job, config, store
     store.down = False
     assert run_job(remote)[0] is Exit.COMPLETE
     assert [row["status"] for row in rows_of(Location(config.out))] == ["ok"] * 20
-
-
-def test_a_store_that_refuses_most_of_a_shard_makes_no_rows(run_job, config, s3, tmp_path):
-    for number in range(4):
-        s3.location(f"{number}.jpg").create(b"a picture")
-    manifest = tmp_path / "m.csv"
-    manifest.write_text("uri\n" + "".join(f"{s3.url(f'{i}.jpg')}\n" for i in range(4)))
-    options = tmp_path / "options.json"
-    options.write_text(json.dumps(s3.options_without_rights))
-    refused = replace(config, input=InputConfig(manifest=str(manifest), storage=str(options)))
-    code, told = run_job(refused)
-    assert code is Exit.INCOMPLETE
-    assert "4 of a shard's 4 images are denied" in told
-    assert open_run(Location(config.out)).committed() == set()
-    assert "strangers-secret" not in told
-
-
-def test_odd_names_of_folders_and_images(run_job, config, tmp_path):
-    folder = tmp_path / "im[/b]ages #1?"
-    picture = next(Path(config.input.images).rglob("*.jpg"))
-    names = ["a b.jpg", "100%25.jpg", "ümlaut.jpg", "what?.jpg", "#tag.jpg", "[bold].jpg"]
-    for name in names:
-        (folder / "cl[/red]ass").mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, folder / "cl[/red]ass" / name)
-    odd = replace(config, out=str(tmp_path / "o[/b]ut"), input=InputConfig(images=str(folder)))
-    code, told = run_job(odd)
-    assert code is Exit.COMPLETE, told
-    assert odd.out in told
-    rows = rows_of(Location(odd.out))
-    assert sorted(row["image_id"] for row in rows) == sorted(f"cl[/red]ass/{n}" for n in names)
 
 
 def test_a_model_that_overflows_mixed_precision_is_told_with_exit_2(

@@ -60,7 +60,11 @@ def test_the_same_rows_come_out_of_every_format(
     assert len(found["folder"]) == 60
     for name, rows in found.items():
         for mine, theirs in zip(found["folder"], rows, strict=True):
-            assert {k for k in mine if mine[k] != theirs[k]} <= OF_THE_SOURCE, name
+            # Batches of another length round otherwise.
+            numbers = {k for k, value in mine.items() if isinstance(value, float | list)}
+            assert {k for k in mine if mine[k] != theirs[k]} - numbers <= OF_THE_SOURCE, name
+            for column in numbers:
+                assert mine[column] == pytest.approx(theirs[column], rel=1e-3, abs=1e-3), column
     # One tar is one part, and row groups of seven rows make parts of 14: a shard is 16 rows.
     parts = {
         name: len(open_run(Location(str(tmp_path / f"run-{name}"))).committed()) for name in found

@@ -1,0 +1,167 @@
+"""Drivers and replicas that are killed or told to stop in mid-run, and runs that are then whole."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.config import Exit, ExplainConfig, InputConfig
+from storage.locations import Location
+from storage.runs import open_run
+
+IMAGES, SHARDS = 300, 19
+Runner = Callable[[ExplainConfig], tuple[Exit, str]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    small_config: ExplainConfig, run_job: Runner, tmp_path_factory: pytest.TempPathFactory
+) -> ExplainConfig:
+    """A whole run of every image five times: enough shards to be killed in the midst of them."""
+    folder = tmp_path_factory.mktemp("many")
+    for path in Path(small_config.input.images).rglob("*.*g"):
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        for copy in range(IMAGES // 60):
+            shutil.copy(path, folder / path.parent.name / f"{copy}-{path.name}")
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    config = replace(small_config, out=str(out), input=InputConfig(images=str(folder)))
+    assert run_job(config)[0] is Exit.COMPLETE
+    assert len(parts(config)) == SHARDS
+    return config
+
+
+@pytest.fixture
+def config(undisturbed: ExplainConfig, tmp_path: Path) -> ExplainConfig:
+    """The same run in another place."""
+    return replace(undisturbed, out=str(tmp_path / "run"))
+
+
+def parts(config: ExplainConfig) -> dict[str, bytes]:
+    folder = Location(config.out).child("explanations")
+    return {name: folder.child(name).read() for name in folder.names()}
+
+
+def rows(config: ExplainConfig) -> list[int]:
+    stored = open_run(Location(config.out))
+    tables = [stored.read_part(index, ["row"]) for index in sorted(stored.committed())]
+    return [row for table in tables for row in table["row"].to_pylist()]
+
+
+def command(config: ExplainConfig, log: Path) -> subprocess.Popen:
+    """The same run as a process of its own, as a user starts it."""
+    arguments = [
+        "explain", "--out", config.out, "--images", config.input.images,
+        "--model", config.model.name, "--checkpoint", config.model.checkpoint,
+        "--model-args", config.model.model_args, "--address", config.execution.address,
+        "--replicas", str(config.execution.replicas),
+        "--batch-size", str(config.execution.batch_size),
+    ]  # fmt: skip
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "jobs.cli", *arguments], stdout=output, stderr=output
+        )
+
+
+def has_parts(config: ExplainConfig, number: int) -> Callable[[], bool]:
+    folder = Location(config.out).child("explanations")
+    return lambda: len(folder.names()) >= number
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    while not condition():
+        assert process.poll() is None
+        time.sleep(0.005)
+
+
+@contextmanager
+def done_when(condition: Callable[[], bool], act: Callable[[], None]) -> Iterator[None]:
+    """Within it `act` is called, by a thread, as soon as `condition` holds."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.is_set():
+            if condition():
+                act()
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
+
+
+def test_a_killed_driver_is_resumed_to_the_same_parts(run_job, config, undisturbed, tmp_path):
+    driver = command(config, tmp_path / "log")
+    wait_for(has_parts(config, 2), driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert 2 <= len(parts(config)) < SHARDS
+    code, told = run_job(config)
+    assert code is Exit.COMPLETE, told
+    assert parts(config) == parts(undisturbed)
+    assert rows(config) == list(range(IMAGES))
+    assert Location(config.out).child("attempts").names() == ["1.json", "2.json"]
+
+
+def test_signals_end_a_run_again_and_again_and_it_can_be_resumed(
+    run_job, config, undisturbed, tmp_path
+):
+    attempts = Location(config.out).child("attempts")
+    stops = [
+        # While it waits for its replicas to start, and in its midst.
+        (lambda: bool(attempts.names()), signal.SIGTERM, Exit.TERMINATED),
+        (has_parts(config, 2), signal.SIGINT, Exit.INTERRUPTED),
+    ]
+    for condition, number, code in stops:
+        with done_when(condition, lambda number=number: os.kill(os.getpid(), number)):
+            got, told = run_job(config)
+        assert got is code
+        assert "the same command does the rest" in told
+        assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
+    committed = len(parts(config))
+    assert 2 <= committed < SHARDS
+
+    log = tmp_path / "log"
+    driver = command(config, log)
+    wait_for(has_parts(config, committed + 2), driver)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == Exit.TERMINATED, log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
+    assert run_job(config)[0] is Exit.COMPLETE
+    assert parts(config) == parts(undisturbed)
+
+
+def replica_processes(address: str) -> list[int]:
+    """Processes of replicas on the cluster at `address`: children of its raylet."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        if path.read_bytes().startswith(b"ray::Replica"):
+            parent = (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
+            if address in Path(f"/proc/{parent}/cmdline").read_text():
+                found.append(int(path.parent.name))
+    return found
+
+
+def test_a_killed_replica_is_replaced_and_no_row_is_lost(run_job, config, undisturbed):
+    def kill() -> None:
+        os.kill(replica_processes(config.execution.address)[0], signal.SIGKILL)
+
+    with done_when(has_parts(config, 2), kill):
+        code, told = run_job(config)
+    assert code is Exit.COMPLETE, told
+    assert "a replica was lost: " in told
+    assert parts(config) == parts(undisturbed)
