@@ -5,11 +5,15 @@ model = load_model("deit_small_patch16_224")
 maps = explain(model, crops).saliency  # uint8 [batch, 3, h, w] -> [batch, targets, rows, columns]
 """
 
-from explainer.loading import load_model
-from explainer.models import VitClassifier
-from explainer.preprocess import decode
-from explainer.reciprocam import Explanation, Precision, PrecisionError, ReciproCam, explain
-from explainer.scores import Target
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from explainer.loading import load_model
+    from explainer.models import VitClassifier
+    from explainer.preprocess import decode
+    from explainer.reciprocam import Explanation, Precision, PrecisionError, ReciproCam, explain
+    from explainer.scores import Target
 
 __all__ = [
     "Explanation",
@@ -22,3 +26,22 @@ __all__ = [
     "explain",
     "load_model",
 ]
+
+_HOMES = {
+    "Explanation": "explainer.reciprocam",
+    "Precision": "explainer.reciprocam",
+    "PrecisionError": "explainer.reciprocam",
+    "ReciproCam": "explainer.reciprocam",
+    "Target": "explainer.scores",
+    "VitClassifier": "explainer.models",
+    "decode": "explainer.preprocess",
+    "explain": "explainer.reciprocam",
+    "load_model": "explainer.loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first asked for: what only decodes need not wait for timm."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -82,10 +82,14 @@ def patch_size(vit: TimmModule) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class PreprocessingOverrides:
-    """What replaces the model's own data configuration; None keeps it. Sizes in pixels."""
+    """What replaces the model's own data configuration; None keeps it. Sizes in pixels.
+
+    `exact` is no part of it, and is taken as it is: see Preprocessing.
+    """
 
     input_size: tuple[int, int] | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     crop_pct: float | None = None
     interpolation: str | None = None
+    exact: bool = False

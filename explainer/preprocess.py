@@ -2,6 +2,7 @@
 
 The crop is timm's own evaluation transform up to, but not including, normalisation: crops travel as
 uint8 and are normalised on the device, which is bit-identical to timm's float32 transform on a CPU.
+What `exact` decides, and how far the two ways are apart: docs/images.md.
 """
 
 import io
@@ -10,14 +11,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from timm.data import create_transform
 from torch import Tensor
+
+from explainer.pixels import KERNELS, centred, resized, rgb_pixels, statistics
 
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -25,7 +27,10 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """timm's data configuration of a model; sizes in pixels, `mean` and `std` in [0, 1] units."""
+    """timm's data configuration of a model; sizes in pixels, `mean` and `std` in [0, 1] units.
+
+    `exact` makes crops timm's bit for bit; else a pixel may be 2 levels of 255 away, much sooner.
+    """
 
     input_size: tuple[int, int]
     mean: tuple[float, float, float]
@@ -33,6 +38,7 @@ class Preprocessing:
     crop_pct: float
     crop_mode: str
     interpolation: str
+    exact: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what would make every image of a run fail. Raises ValueError."""
@@ -49,6 +55,31 @@ class Preprocessing:
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"{name} must be {rule}; got {getattr(self, name)!r}")
+
+    @property
+    def fill(self) -> tuple[int, int, int]:
+        """Red, green and blue around an image that is smaller than the crop."""
+        if self.crop_mode != "border":
+            return 0, 0, 0
+        red, green, blue = (round(255 * value) for value in self.mean)
+        return red, green, blue
+
+    @property
+    def resizer(self) -> Literal["timm", "torch"]:
+        """What resizes and crops: timm's transform, or torch's kernels with timm's geometry."""
+        return "timm" if self.exact or self.interpolation not in KERNELS else "torch"
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """To which height and width timm's transform resizes an image before it crops it."""
+        down, across = (math.floor(side / self.crop_pct) for side in self.input_size)
+        if self.crop_mode == "squash":
+            return down, across
+        if self.crop_mode == "center" and down == across:  # timm leaves this to torchvision
+            longer = int(down * max(height, width) / min(height, width))
+            return (down, longer) if height <= width else (longer, across)
+        ratios = height / down, width / across
+        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
+        return round(height / ratio), round(width / ratio)
 
     def normalise(
         self, crops: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype
@@ -96,17 +127,17 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
     """Decode an image file and crop it as the model's evaluation transform does.
 
     Never raises for what the bytes hold: a file that cannot be read has a status and no crop.
+    Not for several threads of a process at once, as Python's warnings are silenced meanwhile.
     """
     if not data:
         return Decoded("truncated", "the file is empty (0 bytes)")
-    transform = _transform(preprocessing)
     try:
         # Pillow warns of what it reads on regardless, without saying in which file.
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
             if image.format == "EPS":
                 return Decoded("undecodable", "EPS is a program, and none is run")
             _refuse_elongated(image, preprocessing)
-            return _crop(image, transform)
+            return _decoded(image, data, preprocessing)
     except UnidentifiedImageError:
         return Decoded("undecodable", "no image format that Pillow reads")
     except Image.DecompressionBombError as error:
@@ -122,15 +153,13 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
 
 
 def _refuse_elongated(image: Image.Image, preprocessing: Preprocessing) -> None:
-    """Hold the size to which timm's transform resizes against Pillow's limit for an opened image.
+    """Hold the size to which an image is resized against Pillow's limit for an opened image.
 
     In crop mode center a line of 1 x 50,000 pixels would be resized to 256 x 12,800,000.
     """
-    if preprocessing.crop_mode != "center" or Image.MAX_IMAGE_PIXELS is None:
+    if Image.MAX_IMAGE_PIXELS is None:
         return
-    height, width = (math.floor(side / preprocessing.crop_pct) for side in preprocessing.input_size)
-    scale = max(height / image.height, width / image.width)
-    pixels = round(image.height * image.width * scale**2)
+    pixels = math.prod(preprocessing.resized(image.height, image.width))
     if pixels > 2 * Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError(
             f"{image.width} x {image.height} pixels would be resized to {pixels} pixels, more than "
@@ -138,29 +167,41 @@ def _refuse_elongated(image: Image.Image, preprocessing: Preprocessing) -> None:
         )
 
 
-def _crop(image: Image.Image, transform: Callable[[Image.Image], Tensor]) -> Decoded:
+def _decoded(image: Image.Image, data: bytes, preprocessing: Preprocessing) -> Decoded:
     stored = image.mode  # what image.convert loads can change it
-    pixels = np.asarray(transform(image.convert("RGB")))
-    luminance = np.tensordot(_LUMINANCE, pixels, axes=1) / np.float32(255)
-    red, green, blue = pixels.mean(axis=(1, 2)) / 255
+    crop = _crop(image, data, preprocessing)
+    about = statistics(crop)
     return Decoded(
         status="ok",
-        crop=pixels,
+        crop=crop,
         width=image.width,
         height=image.height,
         format=image.format,
         mode=stored,
         has_exif="exif" in image.info,
         jpeg_quality=_jpeg_quality(image),
-        mean=(float(red), float(green), float(blue)),
-        contrast=float(luminance.std()),
-        sharpness=_laplacian_variance(luminance),
+        mean=about.mean,
+        contrast=about.contrast,
+        sharpness=about.sharpness,
     )
 
 
+def _crop(
+    image: Image.Image, data: bytes, preprocessing: Preprocessing
+) -> UInt8[np.ndarray, "3 height width"]:
+    if preprocessing.resizer == "timm":
+        return np.ascontiguousarray(_timm_transform(preprocessing)(image.convert("RGB")))
+    pixels = rgb_pixels(image, data)
+    size = preprocessing.resized(*pixels.shape[:2])
+    pixels = resized(pixels, size, preprocessing.interpolation)
+    return centred(pixels, preprocessing.input_size, preprocessing.fill)
+
+
 @cache
-def _transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
+def _timm_transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
     """timm's evaluation transform without normalisation: a PIL image to a uint8 tensor."""
+    from timm.data import create_transform  # takes seconds, and most loading tasks need none
+
     return create_transform(
         (3, *preprocessing.input_size),
         interpolation=preprocessing.interpolation,
@@ -170,18 +211,6 @@ def _transform(preprocessing: Preprocessing) -> Callable[[Image.Image], Tensor]:
         std=preprocessing.std,
         normalize=False,
     )
-
-
-# ITU-R BT.601, as Pillow converts to grey.
-_LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-
-
-def _laplacian_variance(luminance: NDArray[np.floating]) -> float:
-    centre = luminance[1:-1, 1:-1]
-    neighbours = (
-        luminance[:-2, 1:-1] + luminance[2:, 1:-1] + luminance[1:-1, :-2] + luminance[1:-1, 2:]
-    )
-    return float((neighbours - 4 * centre).var())
 
 
 # Sum of the luminance table of the JPEG standard (ITU-T T.81, Annex K.1), which libjpeg scales.

@@ -21,6 +21,12 @@ Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 OF_THE_SOURCE = {"run", "uri", "image_id"}
 
 
+@pytest.fixture
+def small_config(small_config: ExplainConfig) -> ExplainConfig:
+    """With one replica: each costs seconds to start."""
+    return replace(small_config, execution=replace(small_config.execution, replicas=1))
+
+
 def rows_of(out: str) -> list[dict]:
     stored = open_run(Location(out))
     tables = [stored.read_part(index) for index in sorted(stored.committed())]
@@ -83,6 +89,7 @@ def test_a_grown_dataset_explains_only_its_new_rows(
     more = replace(
         finished,
         input=InputConfig(images=str(grown), extend=finished.out),
+        execution=replace(finished.execution, replicas=1),
         out=str(tmp_path / "more"),
     )
     with pytest.raises(NothingNew, match="holds no image that the run to extend does not have"):

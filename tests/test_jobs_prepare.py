@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from explainer import ReciproCam
 from jobs.config import (
@@ -32,7 +31,6 @@ def config(image_folder: Path, tiny_model: Model, tmp_path: Path) -> ExplainConf
 def problems(config: ExplainConfig) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         prepare(config)
-    assert not ray.is_initialized()
     return caught.value.problems
 
 
