@@ -100,7 +100,7 @@ def _run(replicas: int, manifest: Path, folder: Path, options: argparse.Namespac
     meeting.mkdir()
     os.environ |= {MEETING: str(meeting), SECONDS: repr(options.seconds / options.rows)}
     os.environ["PYTHONPATH"] = sys.path[0]
-    pool.Replica = SleepingReplica  # type: ignore[misc]
+    pool.Replica = SleepingReplica  # type: ignore[attr-defined]
     config = ExplainConfig(
         model=ModelConfig(MODEL, "random:0", model_args=json.dumps({"num_classes": CLASSES})),
         out=str(run),

@@ -142,12 +142,13 @@ def encode_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
     `metadata` joins the schema's own, and so does the digest of the content. Maps are plain and
     zstd: DuckDB reads no float16 in byte_stream_split, and a dictionary of maps helps nobody.
     """
+    table = table.combine_chunks()  # a digest over many small chunks takes several times as long
     merged = {
         **(table.schema.metadata or {}),
         **{key.encode(): value.encode() for key, value in metadata.items()},
         CONTENT_DIGEST.encode(): table_digest(table).encode(),
     }
-    table = table.replace_schema_metadata(dict(sorted(merged.items()))).combine_chunks()
+    table = table.replace_schema_metadata(dict(sorted(merged.items())))
     scalars = [f.name for f in table.schema if not pa.types.is_fixed_size_list(f.type)]
     sink = io.BytesIO()
     pq.write_table(

@@ -33,9 +33,7 @@ def test_every_option_that_the_docs_name_exists():
 
 
 # Options of other programs, and of the benchmarks.
-OTHERS = {"check", "threads", "repeats", "methods", "batch", "out", "epochs", "seed", "every"} | {
-    "models",
-    "carriers",
-    "clean",
-    "reuse",
-}
+OTHERS = set(
+    "check threads repeats methods batch out epochs seed every models carriers clean reuse tune "
+    "tuning seconds rows width parts".split()
+)

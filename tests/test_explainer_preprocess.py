@@ -1,5 +1,6 @@
 """Crops are timm's own, to the bit or to two levels, and no bytes whatever end a shard."""
 
+import importlib
 import io
 import math
 import re
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from timm.data import create_transform, resolve_data_config, resolve_model_data_config
 
+import explainer
 from explainer import decode, load_model
 from explainer.models import PreprocessingOverrides
 from explainer.preprocess import Preprocessing
@@ -540,3 +542,16 @@ def test_what_pillow_only_warns_of_is_decoded():
 def test_a_preprocessing_that_fits_no_image_is_refused(field, value, rule):
     with pytest.raises(ValueError, match=re.escape(rule)):
         Preprocessing(**vars(PLAIN) | {field: value})
+
+
+def test_the_package_has_the_names_that_it_lists_and_no_others():
+    assert sorted(explainer.__all__) == sorted(explainer._HOMES)
+    for name in explainer.__all__:
+        home = importlib.import_module(explainer._HOMES[name])
+        assert getattr(explainer, name) is getattr(home, name)
+        assert getattr(getattr(home, name), "__module__", home.__name__) in (
+            home.__name__,
+            "typing",
+        )
+    with pytest.raises(AttributeError, match="module 'explainer' has no attribute 'explane'"):
+        _ = explainer.explane

@@ -142,10 +142,9 @@ def slow_digest(columns: dict[str, tuple[str, list[bytes | None]]]) -> str:
     state = hashlib.sha256()
     for name, (kind, values) in columns.items():
         state.update(name.encode() + b"\0" + kind.encode() + b"\0")
-        for value in values:
-            state.update(struct.pack("<q", -1 if value is None else len(value)))
-        for value in values:
-            state.update(value or b"")
+        lengths = [struct.pack("<q", -1 if value is None else len(value)) for value in values]
+        state.update(hashlib.sha256(b"".join(lengths)).digest())
+        state.update(hashlib.sha256(b"".join(value or b"" for value in values)).digest())
     return state.hexdigest()
 
 
