@@ -33,7 +33,6 @@ def test_every_option_that_the_docs_name_exists():
 
 
 # Options of other programs, and of the benchmarks.
-OTHERS = set(
-    "check threads repeats methods batch out epochs seed every models carriers clean reuse tune "
-    "tuning seconds rows width parts".split()
-)
+OTHERS = {"check", "threads", "repeats", "methods", "batch", "out", "epochs", "seed", "every"} | {
+    *("models", "carriers", "clean", "reuse", "tune", "tuning", "seconds", "rows", "width", "parts")
+}
