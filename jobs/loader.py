@@ -40,8 +40,6 @@ def load_batch(rows: pa.Table, reading: Reading, preprocessing: Preprocessing) -
     return Batch(
         images=[replace(image, crop=None) for image in decoded],
         sizes=[None if item.data is None else len(item.data) for item in fetched],
-        # A decoder's crops lie channel by channel within each pixel; a stack would keep that, and
-        # the same pixels in another layout take another path through a convolution.
         crops=np.stack(crops, out=stacked) if crops else stacked,
         fetch_seconds=fetched_at - started,
         decode_seconds=time.perf_counter() - fetched_at,

@@ -27,7 +27,7 @@ from storage.runs import Run
 
 FINISHED = ("complete", "failed")
 MOST_ERRORS_TOLD = 3
-PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "numpy")
+PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "simplejpeg", "numpy")
 
 
 @dataclass

@@ -571,6 +571,7 @@ def test_every_part_of_the_preprocessing_can_be_overridden():
         "crop_pct": 0.9,
         "crop_mode": "center",
         "interpolation": "bicubic",
+        "exact": False,
     }
     assert vars(overridden.preprocessing) == {
         "input_size": (96, 32),
@@ -579,6 +580,7 @@ def test_every_part_of_the_preprocessing_can_be_overridden():
         "crop_pct": 0.5,
         "crop_mode": "center",
         "interpolation": "bilinear",
+        "exact": False,
     }
 
 
