@@ -22,7 +22,7 @@ OF_THE_SOURCE = {"run", "uri", "image_id"}
 
 
 @pytest.fixture
-def small_config(small_config: ExplainConfig) -> ExplainConfig:
+def config(small_config: ExplainConfig) -> ExplainConfig:
     """With one replica: each costs seconds to start."""
     return replace(small_config, execution=replace(small_config.execution, replicas=1))
 
@@ -55,11 +55,11 @@ def packed(folder: Path, to: Path) -> dict[str, InputConfig]:
 
 
 def test_the_same_rows_come_out_of_every_format(
-    run_job: Runner, small_config: ExplainConfig, image_folder: Path, tmp_path: Path
+    run_job: Runner, config: ExplainConfig, image_folder: Path, tmp_path: Path
 ) -> None:
     found = {}
     for name, images in packed(image_folder, tmp_path).items():
-        config = replace(small_config, input=images, out=str(tmp_path / f"run-{name}"))
+        config = replace(config, input=images, out=str(tmp_path / f"run-{name}"))
         code, told = run_job(config)
         assert code is Exit.COMPLETE, told
         found[name] = rows_of(config.out)
@@ -111,10 +111,10 @@ def test_a_grown_dataset_explains_only_its_new_rows(
 
 
 def test_a_sample_of_one_class_is_explained(
-    run_job: Runner, small_config: ExplainConfig, tmp_path: Path
+    run_job: Runner, config: ExplainConfig, tmp_path: Path
 ) -> None:
-    few = replace(small_config.input, classes="bee, cat", sample=5, where="label <> 'cat'")
-    config = replace(small_config, input=few, out=str(tmp_path / "few"))
+    few = replace(config.input, classes="bee, cat", sample=5, where="label <> 'cat'")
+    config = replace(config, input=few, out=str(tmp_path / "few"))
     with pytest.raises(ConfigurationError, match="no row has the label cat; there are ant, bee"):
         run_job(config)
     config = replace(config, input=replace(few, classes="bee"))
