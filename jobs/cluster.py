@@ -31,6 +31,9 @@ INFRASTRUCTURE = (
     NodeDiedError,
 )
 CONNECT_SECONDS = 10.0
+# Ray ends processes that are idle for a second, and a loading process, which waits while a batch is
+# computed, takes seconds of every core to start anew.
+OWN_CLUSTER = {"idle_worker_killing_time_threshold_ms": 600_000}
 CORES_OF_A_CPU_REPLICA = 4
 
 Item = TypeVar("Item")
@@ -85,6 +88,7 @@ def connect(address: str | None) -> None:
             include_dashboard=None if address else False,
             logging_level=logging.ERROR,
             log_to_driver=False,
+            _system_config=None if address else OWN_CLUSTER,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"connect to the Ray cluster at {address}" if address else "start Ray"
