@@ -20,7 +20,7 @@ from jobs.progress import RunProgress
 from jobs.summary import Attempt
 from jobs.worker import Job
 from storage import schema
-from storage.runs import Run, open_or_create
+from storage.runs import FINISHED, Run, open_or_create
 
 PICTURE_WRITERS = 16
 BATCH_SIZE = {"cpu": 32, "cuda": 128}
@@ -43,7 +43,7 @@ def explain(config: ExplainConfig, console: Console) -> Exit:
     run = open_or_create(prepared.out, prepared.description)
     todo = remaining(planned, run.committed())
     finished = run.read_summary()
-    if not todo and finished is not None and finished["state"] in summary.FINISHED:
+    if not todo and finished is not None and finished["state"] in FINISHED:
         return summary.tell_finished(console, run, config, finished)
 
     summary.warn_unless_conditional(console, run)

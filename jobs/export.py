@@ -23,10 +23,9 @@ from jobs.progress import LINE_SECONDS
 from storage.exports import Export, ExportedFile, ExportError, entries, layout
 from storage.locations import Location
 from storage.parts import Parts, PartsDamaged, in_order
-from storage.runs import NotARun, Run, open_run, part_name
+from storage.runs import FINISHED, NotARun, Run, open_run, part_name
 from storage.sorting import SortedRows, sort_rows
 
-FINISHED = ("complete", "failed")
 READERS = 16
 ROWS_AHEAD = 131_072  # that the readers hold together, about
 WRITERS = 2  # each holds the rows of a file twice, and the file

@@ -9,10 +9,9 @@ from jobs.config import ExplainConfig, InputConfig
 from storage.columns import ColumnNames
 from storage.locations import Location
 from storage.manifests import Manifest, read_folder, read_manifest
-from storage.runs import Run, differences, open_run
+from storage.runs import FINISHED, Run, differences, open_run
 from storage.selection import Selection
 
-FINISHED = ("complete", "failed")
 # What may differ between a run and the one that it extends.
 OF_THE_IMAGES = ("manifest", "shard_size")
 

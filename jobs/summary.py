@@ -25,7 +25,6 @@ from jobs.worker import ShardReport
 from storage.locations import creates_conditionally
 from storage.runs import Run
 
-FINISHED = ("complete", "failed")
 MOST_ERRORS_TOLD = 3
 PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "simplejpeg", "numpy")
 

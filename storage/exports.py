@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from storage.digests import table_digest
 from storage.locations import Location
 from storage.parts import in_order
-from storage.schema import CONTENT_DIGEST, DICTIONARY
+from storage.schema import CONTENT_DIGEST, column_encoding
 
 _FILE_BYTES, _GROUP_BYTES = 128 * 2**20, 8 * 2**20
 _SCALAR_BYTES = 300  # of a row beside its map
@@ -162,15 +162,12 @@ def encode(table: pa.Table, key: str, group: int) -> bytes:
 
     Columns are encoded as in a part. The same rows, metadata and pyarrow give the same bytes.
     """
-    scalars = [f.name for f in table.schema if not pa.types.is_fixed_size_list(f.type)]
     order = [(name, "ascending") for name in (key, "row", "target_rank")]
     sink = io.BytesIO()
     pq.write_table(
         table,
         sink,
-        compression="zstd",
-        use_dictionary=[name for name in scalars if name in DICTIONARY],
-        write_statistics=scalars,
+        **column_encoding(table.schema),
         write_page_index=True,
         row_group_size=group,
         max_rows_per_page=_PAGE_ROWS,

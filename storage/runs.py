@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 from storage.locations import Location, StorageUnavailable
 from storage.schema import SCHEMA_VERSION
 
+# States of a run whose every row is written.
+FINISHED = ("complete", "failed")
 _PART = re.compile(r"part-(\d{8,})\.parquet")
 _ATTEMPT = re.compile(r"(\d+)\.json")
 

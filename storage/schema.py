@@ -5,6 +5,7 @@ A new nullable column leaves SCHEMA_VERSION as it is; a column that changes or g
 
 import io
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ SCHEMA_VERSION = 1
 CONTENT_DIGEST = "content_digest"
 
 # Few values, many rows; of any other column a dictionary would be a second copy.
-DICTIONARY = {
+_DICTIONARY = {
     *("run", "label_name", "status", "format", "mode", "predicted_name"),
     *("target_name", "target_kind", "group"),
 }
@@ -149,17 +150,21 @@ def encode_parquet(table: pa.Table, metadata: Mapping[str, str]) -> bytes:
         CONTENT_DIGEST.encode(): table_digest(table).encode(),
     }
     table = table.replace_schema_metadata(dict(sorted(merged.items())))
-    scalars = [f.name for f in table.schema if not pa.types.is_fixed_size_list(f.type)]
     sink = io.BytesIO()
     pq.write_table(
         table,
         sink,
-        compression="zstd",
-        use_dictionary=[name for name in scalars if name in DICTIONARY],
-        write_statistics=scalars,
+        **column_encoding(table.schema),
         row_group_size=max(len(table), 1),
     )
     return sink.getvalue()
+
+
+def column_encoding(schema: pa.Schema) -> dict[str, Any]:
+    """How Parquet writes the columns: zstd, names as dictionaries, statistics but of maps."""
+    scalars = [field.name for field in schema if not pa.types.is_fixed_size_list(field.type)]
+    names = [name for name in scalars if name in _DICTIONARY]
+    return {"compression": "zstd", "use_dictionary": names, "write_statistics": scalars}
 
 
 def _always(name: str, kind: pa.DataType, comment: str) -> pa.Field:
