@@ -93,14 +93,12 @@ def _write_manifest(folder: Path, rows: int) -> Path:
 def _run(replicas: int, manifest: Path, folder: Path, options: argparse.Namespace) -> Measured:
     set_ray_environment(None)  # before Ray is imported
     from benchmarks.scaling_replica import CLASSES, MEETING, SECONDS, SleepingReplica
-    from jobs import pool
     from jobs.explain import explain
 
     run, meeting = folder / f"run-{replicas}", folder / str(replicas)
     meeting.mkdir()
     os.environ |= {MEETING: str(meeting), SECONDS: repr(options.seconds / options.rows)}
     os.environ["PYTHONPATH"] = sys.path[0]
-    pool.Replica = SleepingReplica  # type: ignore[attr-defined]
     config = ExplainConfig(
         model=ModelConfig(MODEL, "random:0", model_args=json.dumps({"num_classes": CLASSES})),
         out=str(run),
@@ -108,7 +106,7 @@ def _run(replicas: int, manifest: Path, folder: Path, options: argparse.Namespac
         execution=ExecutionConfig(device="cpu", replicas=replicas, batch_size=GPU_BATCH),
     )
     began = time.time()
-    code = explain(config, Console(quiet=True))
+    code = explain(config, Console(quiet=True), SleepingReplica)
     ended = time.time()
     if code != 0:
         raise RuntimeError(f"the run with {replicas} replicas ended with code {code}")

@@ -28,7 +28,8 @@ class SleepingWorker(ExplainWorker):
         self.seconds_an_image = float(os.environ[SECONDS])
         self.generator = torch.Generator().manual_seed(0)
 
-    def _attempt(self, crops: torch.Tensor, labels: torch.Tensor | None) -> Explanation:
+    def compute(self, crops: torch.Tensor, labels: torch.Tensor | None) -> Explanation:
+        """Noise, after a sleep."""
         images = len(crops)
         time.sleep(self.seconds_an_image * images)
         logits = torch.randn(images, CLASSES, generator=self.generator)

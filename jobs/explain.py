@@ -17,6 +17,7 @@ from jobs.plan import Shard, remaining
 from jobs.pool import Pool, ShardFailure
 from jobs.prepare import Prepared, prepare
 from jobs.progress import RunProgress
+from jobs.replica import Replica
 from jobs.summary import Attempt
 from jobs.worker import Job
 from storage import schema
@@ -28,11 +29,11 @@ BATCH_SIZE = {"cpu": 32, "cuda": 128}
 FEW_IMAGES = 16
 
 
-def explain(config: ExplainConfig, console: Console) -> Exit:
+def explain(config: ExplainConfig, console: Console, replica: type[Replica] = Replica) -> Exit:
     """Run or resume what `config` describes; a finished run is said to be so, and left alone.
 
-    A connection to Ray that this process has is used, and kept. Raises ConfigurationError, and
-    FingerprintMismatch where `out` holds another run.
+    A connection to Ray that this process has is used, and kept; `replica` does the work. Raises
+    ConfigurationError, and FingerprintMismatch where `out` holds another run.
     """
     prepared = prepare(config)
     planned = prepared.shards()
@@ -53,7 +54,7 @@ def explain(config: ExplainConfig, console: Console) -> Exit:
     summary.start(run, prepared, attempt)
     cluster = connected(config.execution.address) if needs_ray(todo, planned) else nullcontext()
     with stopping(attempt, signals), cluster, signals.caught():
-        dispatch(prepared, config, run, todo, attempt, console)
+        dispatch(prepared, config, run, todo, attempt, console, replica)
         if not remaining(planned, run.committed()):
             attempt.result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
     if attempt.result is None:
@@ -75,11 +76,12 @@ def dispatch(
     todo: list[Shard],
     attempt: Attempt,
     console: Console,
+    replica: type[Replica],
 ) -> None:
     """Have replicas explain and publish `todo`; ends early where too many images fail."""
     if not todo:
         return
-    pool = _pool(prepared, config, run)
+    pool = _pool(prepared, config, run, replica)
     run.begin_attempt(summary.attempt_info(config, pool.resources))
     done = prepared.rows - sum(shard.rows for shard in todo)
     tolerated = max(config.execution.max_failed * prepared.rows, FEW_IMAGES)
@@ -90,7 +92,7 @@ def dispatch(
         attempt.end(pool)
 
 
-def _pool(prepared: Prepared, config: ExplainConfig, run: Run) -> Pool:
+def _pool(prepared: Prepared, config: ExplainConfig, run: Run, replica: type[Replica]) -> Pool:
     need = resources(config.execution)
     job = Job(
         model=prepared.model,
@@ -104,7 +106,7 @@ def _pool(prepared: Prepared, config: ExplainConfig, run: Run) -> Pool:
         device=need.device,
         threads=need.threads,
     )
-    return Pool(job, need, config.execution.start_timeout)
+    return Pool(job, need, config.execution.start_timeout, replica)
 
 
 def _watch(

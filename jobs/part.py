@@ -3,7 +3,8 @@
 Columns are made whole, never row by row: a GPU explains thousands of images a second.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from explainer import Explanation, Target, VitClassifier
 from explainer.maps import statistics
-from jobs.loader import Batch
+from explainer.preprocess import Decoded
 from storage import schema
 
 # Columns that are attributes of a decoded image.
@@ -20,6 +21,31 @@ OF_THE_IMAGE = (
     "status", "error", "width", "height", "format", "mode", "has_exif", "jpeg_quality",
     "contrast", "sharpness",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images of consecutive manifest rows, and what became of them.
+
+    `first_row` is the first one's row; `images` and `sizes` hold one item an image; `explained`
+    those whose status is ok, in their order, and is None where none is.
+    """
+
+    first_row: int
+    images: Sequence[Decoded]
+    sizes: Sequence[int | None]
+    explained: Explanation | None
+
+    @classmethod
+    def joined(cls, chunks: Sequence["Chunk"]) -> "Chunk":
+        """Chunks that follow each other, as one."""
+        explained = [chunk.explained for chunk in chunks if chunk.explained is not None]
+        return cls(
+            chunks[0].first_row,
+            [image for chunk in chunks for image in chunk.images],
+            [size for chunk in chunks for size in chunk.sizes],
+            Explanation.concatenated(explained) if explained else None,
+        )
 
 
 class RowMaker:
@@ -31,15 +57,11 @@ class RowMaker:
         self.names = pa.array(model.class_names.names, pa.string())
         self.schema = schema.explanations(model.grid)
 
-    def rows(
-        self, first_row: int, manifest_rows: pa.Table, batch: Batch, explained: Explanation | None
-    ) -> pa.Table:
-        """The rows of a batch of images, the first of which is `first_row` of the manifest.
-
-        `explained` holds those of them whose status is ok, in their order; None where none is.
-        """
-        images = self._of_images(first_row, manifest_rows, batch)
-        ok = np.array([image.status == "ok" for image in batch.images])
+    def rows(self, manifest_rows: pa.Table, chunk: Chunk) -> pa.Table:
+        """The rows of a chunk of images; `manifest_rows` are those of its images alone."""
+        images = self._of_images(manifest_rows, chunk)
+        explained = chunk.explained
+        ok = np.array([image.status == "ok" for image in chunk.images])
         if explained is None:
             others = [name for name in self.schema.names if name not in images.column_names]
             targets, per_image = self.schema.empty_table().select(others), 1
@@ -52,21 +74,21 @@ class RowMaker:
         columns = {name: half[name] for half in halves for name in half.column_names}
         return pa.table(columns, schema=self.schema)
 
-    def _of_images(self, first_row: int, manifest_rows: pa.Table, batch: Batch) -> pa.Table:
+    def _of_images(self, manifest_rows: pa.Table, chunk: Chunk) -> pa.Table:
         """The columns that an image's rows share, whatever became of it; one row an image."""
-        images = batch.images
+        images = chunk.images
         labels = manifest_rows["label"]
         colours = [image.mean or (None, None, None) for image in images]
         return self._table(
             {name: [getattr(image, name) for image in images] for name in OF_THE_IMAGE}
             | {
                 "run": [self.run] * len(images),
-                "row": np.arange(first_row, first_row + len(images)),
+                "row": np.arange(chunk.first_row, chunk.first_row + len(images)),
                 "image_id": manifest_rows["image_id"],
                 "uri": manifest_rows["uri"],
                 "label": [self.classes.index(label) for label in labels.to_pylist()],
                 "label_name": labels.cast(pa.string()),
-                "bytes": batch.sizes,
+                "bytes": chunk.sizes,
                 "mean_r": [red for red, _, _ in colours],
                 "mean_g": [green for _, green, _ in colours],
                 "mean_b": [blue for _, _, blue in colours],

@@ -46,12 +46,14 @@ class _Member:
 class Pool:
     """Replicas that explain shards; a lost one is replaced and its shards go back to the queue.
 
-    `first_ready` is when the first replica had its model, on the monotonic clock.
+    `replica` is the actor's class. `first_ready` is when the first replica had its model, on the
+    monotonic clock.
     """
 
     job: Job
     resources: Resources
     start_timeout: float
+    replica: type[Replica] = Replica
     replicas: list[ReplicaInfo] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
     first_ready: float | None = None
@@ -100,7 +102,7 @@ class Pool:
     def _start(self, job: "ObjectRef[Job]") -> None:
         need = self.resources
         actor: Any = (
-            ray.remote(Replica)
+            ray.remote(self.replica)
             .options(
                 num_cpus=need.replica_cpus,
                 num_gpus=need.replica_gpus,
