@@ -68,6 +68,7 @@ def run(command: ExplainConfig | Demo | Export) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Console(highlight=False, soft_wrap=True)
     set_ray_environment(command.execution.address if isinstance(command, ExplainConfig) else None)
+    from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
     from storage.manifests import NothingNew
     from storage.runs import FingerprintMismatch, NotARun
@@ -77,9 +78,9 @@ def run(command: ExplainConfig | Demo | Export) -> Exit:
     except NothingNew as error:
         console.print(f"{error}; nothing to do", markup=False)
         return Exit.COMPLETE
-    except (ConfigurationError, FingerprintMismatch, NotARun) as error:
+    except (ConfigurationError, FingerprintMismatch, NotARun, RunHeld) as error:
         console.print(str(error), markup=False, style="red")
-        return Exit.BAD_INPUT
+        return Exit.HELD if isinstance(error, RunHeld) else Exit.BAD_INPUT
     except StorageUnavailable as error:
         console.print(f"{error}; the same command resumes", markup=False, style="red")
         return Exit.INCOMPLETE

@@ -115,6 +115,11 @@ class ExecutionConfig:
     """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
     start_timeout: float = 600.0
     """Seconds to wait for the first replica."""
+    shard_timeout: float | None = None
+    """Seconds after which a replica is taken for hung. Default: ten times what the slowest shard so
+    far took, by rows, and at least five minutes; four hours while none is done."""
+    take_over: bool = False
+    """Take the run from the driver that holds it, dead or alive."""
     allow_definition: bool = False
     """Explain by the definition, at dozens of forward passes an image, what has no cheap exact
     form."""
@@ -149,6 +154,9 @@ class ExplainConfig:
             found.append(f"--replicas must be at least 1; got {self.execution.replicas}")
         if self.execution.batch_size is not None and self.execution.batch_size < 1:
             found.append(f"--batch-size must be at least 1; got {self.execution.batch_size}")
+        timeout = self.execution.shard_timeout
+        if timeout is not None and timeout <= 0:
+            found.append(f"--shard-timeout is in seconds, more than 0; got {timeout:g}")
         for name in ("sample", "limit"):
             count = getattr(self.input, name)
             if count is not None and count < 1:
@@ -167,6 +175,7 @@ class Exit(IntEnum):
     INCOMPLETE = 1
     BAD_INPUT = 2
     TOO_MANY_FAILED = 3
+    HELD = 5
     BUG = 70
     INTERRUPTED = 130
     TERMINATED = 143

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from types import FrameType
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from jobs.replica import Replica
 from jobs.summary import Attempt
 from jobs.worker import Job
 from storage import schema
+from storage.lease import Lease
 from storage.runs import FINISHED, Run, open_or_create
 
 PICTURE_WRITERS = 16
@@ -33,7 +35,8 @@ def explain(config: ExplainConfig, console: Console, replica: type[Replica] = Re
     """Run or resume what `config` describes; a finished run is said to be so, and left alone.
 
     A connection to Ray that this process has is used, and kept; `replica` does the work. Raises
-    ConfigurationError, and FingerprintMismatch where `out` holds another run.
+    ConfigurationError, FingerprintMismatch where `out` holds another run, and RunHeld where another
+    driver is at work on it.
     """
     prepared = prepare(config)
     planned = prepared.shards()
@@ -50,13 +53,29 @@ def explain(config: ExplainConfig, console: Console, replica: type[Replica] = Re
     summary.warn_unless_conditional(console, run)
     if prepared.manifest.data is not None:
         run.manifest.create(prepared.manifest.data)
-    attempt, signals = Attempt(), Signals()
+    take_over = config.execution.take_over
+    with Lease(run.root).held(take_over, partial(console.print, markup=False)) as lease:
+        return _explain_held(prepared, config, run, Attempt(lease), console, replica)
+
+
+def _explain_held(
+    prepared: Prepared,
+    config: ExplainConfig,
+    run: Run,
+    attempt: Attempt,
+    console: Console,
+    replica: type[Replica],
+) -> Exit:
+    """Do what is left of a run that this driver holds, and close it or say what is missing."""
+    planned, signals = prepared.shards(), Signals()
+    todo = remaining(planned, run.committed())
     summary.start(run, prepared, attempt)
     cluster = connected(config.execution.address) if needs_ray(todo, planned) else nullcontext()
     with stopping(attempt, signals), cluster, signals.caught():
         dispatch(prepared, config, run, todo, attempt, console, replica)
         if not remaining(planned, run.committed()):
             attempt.result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
+    attempt.lease.check()
     if attempt.result is None:
         missing = remaining(planned, run.committed())
         return summary.incomplete(console, run, prepared, attempt, missing)
@@ -106,7 +125,7 @@ def _pool(prepared: Prepared, config: ExplainConfig, run: Run, replica: type[Rep
         device=need.device,
         threads=need.threads,
     )
-    return Pool(job, need, config.execution.start_timeout, replica)
+    return Pool(job, need, config.execution, replica)
 
 
 def _watch(
@@ -124,6 +143,7 @@ def _watch(
             while pool.losses:
                 progress.tell(f"a replica was lost: {pool.losses.pop()}")
             progress.show(pool.live, pool.resources.replicas)
+            attempt.lease.check()
             if attempt.failed_images > tolerated:
                 attempt.stopped = Exit.TOO_MANY_FAILED
                 return

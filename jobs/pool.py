@@ -14,13 +14,17 @@ from ray.exceptions import RayActorError
 
 from explainer import PrecisionError
 from jobs.cluster import INFRASTRUCTURE, ClusterError, Resources, reason
-from jobs.config import ConfigurationError
+from jobs.config import ConfigurationError, ExecutionConfig
 from jobs.loader import load_batch
 from jobs.plan import Shard
 from jobs.replica import Replica, ReplicaInfo
 from jobs.worker import Job, ShardReport
 
 MOST_ATTEMPTS = 3
+# A replica is hung when a shard takes so many times as long as the slowest before it, by rows.
+HUNG_TIMES = 10
+LEAST_HUNG_SECONDS = 300.0
+UNKNOWN_HUNG_SECONDS = 4 * 3600.0
 POLL_SECONDS = 1.0
 
 
@@ -34,9 +38,15 @@ class ShardFailure:
 
 @dataclass
 class _Member:
-    """A replica and what it was given: the shard in hand and the one that loads behind it."""
+    """A replica and what it was given: the shard in hand and the one that loads behind it.
+
+    `since` is when it was given the shard, on the monotonic clock; `hung` says how long it took,
+    once it was ended for that.
+    """
 
     actor: Any
+    since: float = 0.0
+    hung: str | None = None
     ready: bool = False
     shard: Shard | None = None
     upcoming: Shard | None = None
@@ -52,7 +62,7 @@ class Pool:
 
     job: Job
     resources: Resources
-    start_timeout: float
+    execution: ExecutionConfig
     replica: type[Replica] = Replica
     replicas: list[ReplicaInfo] = field(default_factory=list)
     losses: list[str] = field(default_factory=list)
@@ -61,6 +71,7 @@ class Pool:
     _attempts: Counter[int] = field(default_factory=Counter)
     _calls: dict["ObjectRef[Any]", _Member] = field(default_factory=dict)
     _losses_in_a_row: int = 0
+    _slowest: float | None = None
 
     @property
     def live(self) -> int:
@@ -70,7 +81,7 @@ class Pool:
     def explain(self, shards: list[Shard]) -> Generator[ShardReport | ShardFailure | None]:
         """Yield a report or a failure for every shard as they end, and None where time passes.
 
-        Leaving the iterator early ends all replicas. Raises ClusterError where for `start_timeout`
+        Leaving the iterator early ends all replicas. Raises ClusterError where for --start-timeout
         seconds no replica is there to work, or replicas are lost over and over, and
         ConfigurationError where the model does not fit into the precision that was asked for.
         """
@@ -86,6 +97,7 @@ class Pool:
                 done, _ = ray.wait(list(self._calls), num_returns=1, timeout=POLL_SECONDS)
                 if self.live:
                     last_live = time.monotonic()
+                self._end_hung()
                 if not done:
                     self._check_alive(last_live)
                     yield None
@@ -130,7 +142,7 @@ class Pool:
         try:
             result: ReplicaInfo | ShardReport = ray.get(call)
         except RayActorError as error:
-            return self._replace(member, job, reason(error))
+            return self._replace(member, job, member.hung or reason(error))
         except (*INFRASTRUCTURE, torch.OutOfMemoryError) as error:
             outcome = self._retry(member.shard, reason(error))
             self._assign(member)
@@ -141,6 +153,9 @@ class Pool:
         if isinstance(result, ReplicaInfo):
             self._admit(result)
             member.ready = True
+        else:
+            took = (time.monotonic() - member.since) / result.shard.rows
+            self._slowest = max(self._slowest or 0.0, took)
         self._assign(member)
         return None if isinstance(result, ReplicaInfo) else result
 
@@ -160,7 +175,26 @@ class Pool:
             ray.kill(member.actor)
             return
         member.shard, member.upcoming = shard, self._take(steal=False)
+        member.since = time.monotonic()
         self._calls[member.actor.explain.remote(shard, member.upcoming)] = member
+
+    def _end_hung(self) -> None:
+        """End replicas that take far too long for a shard; their calls fail as a lost one's do."""
+        for member in self._calls.values():
+            if member.shard is None or member.hung is not None:
+                continue
+            took = time.monotonic() - member.since
+            if took > self._patience(member.shard):
+                member.hung = f"hung: {took:.0f} s for shard {member.shard.index}"
+                ray.kill(member.actor)
+
+    def _patience(self, shard: Shard) -> float:
+        """Seconds that a shard may take."""
+        if self.execution.shard_timeout is not None:
+            return self.execution.shard_timeout
+        if self._slowest is None:
+            return UNKNOWN_HUNG_SECONDS
+        return max(LEAST_HUNG_SECONDS, HUNG_TIMES * self._slowest * shard.rows)
 
     def _take(self, *, steal: bool = True) -> Shard | None:
         """The next shard of the queue; an idle replica takes one that another holds in reserve."""
@@ -197,12 +231,12 @@ class Pool:
         return None
 
     def _check_alive(self, last_live: float) -> None:
-        if time.monotonic() - last_live < self.start_timeout:
+        if time.monotonic() - last_live < self.execution.start_timeout:
             return
         need, nodes = self.resources, [n["Resources"] for n in ray.nodes() if n["Alive"]]
         have = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes)
         raise ClusterError(
-            f"0 of {need.replicas} replicas at work for {self.start_timeout:g} s; each asks one "
-            f"node for {need.replica_gpus:g} GPUs and {need.replica_cpus:g} CPUs; the nodes have "
-            f"{have}"
+            f"0 of {need.replicas} replicas at work for {self.execution.start_timeout:g} s; each "
+            f"asks one node for {need.replica_gpus:g} GPUs and {need.replica_cpus:g} CPUs; the "
+            f"nodes have {have}"
         )

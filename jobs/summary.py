@@ -22,6 +22,7 @@ from jobs.plan import Shard
 from jobs.pool import Pool, ShardFailure
 from jobs.prepare import Prepared
 from jobs.worker import ShardReport
+from storage.lease import Lease
 from storage.locations import creates_conditionally
 from storage.runs import Run
 
@@ -33,9 +34,10 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "simplej
 class Attempt:
     """What one start of the driver did: totals over its shards, and what it had to leave.
 
-    `result` is there once the class heatmaps are written.
+    `lease` is its hold on the run; `result` is there once the class heatmaps are written.
     """
 
+    lease: Lease
     started: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)

@@ -1,5 +1,7 @@
 """Drivers and replicas that are killed or told to stop in mid-run, and runs that are then whole."""
 
+import io
+import json
 import os
 import shutil
 import signal
@@ -13,12 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from jobs.config import Exit, ExplainConfig, InputConfig
+from jobs.explain import explain
+from jobs.plan import Shard
+from jobs.replica import Replica
+from jobs.worker import ShardReport
+from storage.lease import RunHeld
 from storage.locations import Location
 from storage.runs import open_run
 
 IMAGES, SHARDS = 300, 19
+# What `ray job stop` leaves between SIGTERM and SIGKILL.
+GRACE_SECONDS = 3.0
 Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 
 
@@ -76,9 +86,19 @@ def has_parts(config: ExplainConfig, number: int) -> Callable[[], bool]:
     return lambda: len(folder.names()) >= number
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+def released(config: ExplainConfig) -> Callable[[], bool]:
+    """Whether the last driver has given up its hold on the run."""
+    folder = Location(config.out).child("lease")
+    return lambda: json.loads(folder.child(folder.names()[-1]).read())["released"]
+
+
+def wait_for(
+    condition: Callable[[], bool], process: subprocess.Popen, seconds: float = 240
+) -> None:
+    until = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None
+        assert process.poll() is None or condition()
+        assert time.monotonic() < until
         time.sleep(0.005)
 
 
@@ -132,7 +152,11 @@ def test_signals_end_a_run_again_and_again_and_it_can_be_resumed(
         committed = len(parts(config))
         driver = command(config, log)
         wait_for(has_parts(config, committed + 2), driver)
+        if number == signal.SIGINT:
+            with pytest.raises(RunHeld, match=f"process {driver.pid}.*, which is alive; wait for"):
+                run_job(config)
         driver.send_signal(number)
+        wait_for(released(config), driver, seconds=GRACE_SECONDS)
         assert driver.wait(timeout=60) == code, log.read_text()
         assert "Traceback" not in log.read_text()
         assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
@@ -160,4 +184,22 @@ def test_a_killed_replica_is_replaced_and_no_row_is_lost(run_job, config, undist
         code, told = run_job(config)
     assert code is Exit.COMPLETE, told
     assert "a replica was lost: " in told
+    assert parts(config) == parts(undisturbed)
+
+
+def test_a_hung_replica_is_replaced_and_no_row_is_lost(config, undisturbed, tmp_path):
+    marker = tmp_path / "hung"
+
+    class HangsOnce(Replica):
+        def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
+            if shard.index == 3 and not marker.exists():
+                marker.touch()
+                time.sleep(600)
+            return super().explain(shard, upcoming)
+
+    impatient = replace(config, execution=replace(config.execution, shard_timeout=8.0))
+    console = Console(file=io.StringIO(), width=200)
+    assert explain(impatient, console, HangsOnce) is Exit.COMPLETE
+    assert marker.exists()
+    assert "a replica was lost: hung: 8 s for shard 3" in console.file.getvalue()
     assert parts(config) == parts(undisturbed)
