@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 
 from jobs.config import ConfigurationError, Exit, ExplainConfig
+from jobs.terminal import Terminal, plain
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def main() -> None:
 
 def run(command: ExplainConfig | Demo | Export) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True)
     set_ray_environment(command.execution.address if isinstance(command, ExplainConfig) else None)
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
@@ -88,7 +89,7 @@ def run(command: ExplainConfig | Demo | Export) -> Exit:
         console.print("interrupted; the same command does the rest")
         return Exit.INTERRUPTED
     except Exception:  # noqa: BLE001 - Python's own exit code, 1, would say: resumable
-        traceback.print_exc()
+        sys.stderr.write(plain(traceback.format_exc()))
         return Exit.BUG
 
 

@@ -46,6 +46,9 @@ class InputConfig:
     """A finished run over a part of the dataset: explain only the images that it does not have."""
     storage: Annotated[str | None, Flag(name="input-storage")] = None
     """JSON file of fsspec options for reading images, manifest, checkpoint and head."""
+    allow_local: bool = False
+    """Let a remote manifest name local files, and hosts of private networks; a local one always
+    may (docs/security.md)."""
 
 
 @dataclass(frozen=True)

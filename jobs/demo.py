@@ -23,6 +23,7 @@ from jobs.prepare import INPUT_ERRORS
 from storage.locations import Location
 from storage.runs import open_run
 from storage.schema import grid_of
+from storage.trust import named
 
 MODEL = Path(__file__).parent / "demo_model" / "model.safetensors"
 ARCHITECTURE = "vit_tiny_patch16_224"
@@ -37,7 +38,7 @@ def demo(out: str, images: int, output_storage: str | None, console: Console) ->
         f"'{pictures.WATERMARKED}' carry a watermark, most of '{pictures.STICKERED}' a sticker"
     )
     try:
-        root = Location(out, read_options(output_storage))
+        root = named(out, read_options(output_storage))
         write_pictures(root.child("pictures"), images)
     except INPUT_ERRORS as error:
         raise ConfigurationError([f"--out: {error}"]) from error

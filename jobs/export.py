@@ -21,10 +21,10 @@ from jobs.config import ConfigurationError, Exit
 from jobs.options import check_writable, read_options
 from jobs.progress import LINE_SECONDS
 from storage.exports import Export, ExportedFile, ExportError, entries, layout
-from storage.locations import Location
 from storage.parts import Parts, PartsDamaged, in_order
 from storage.runs import FINISHED, NotARun, Run, open_run, part_name
 from storage.sorting import SortedRows, sort_rows
+from storage.trust import named
 
 READERS = 16
 ROWS_AHEAD = 131_072  # that the readers hold together, about
@@ -95,12 +95,12 @@ def plan_export(request: Request) -> Plan:
     problems: list[str] = []
     run, summary, out = None, None, None
     try:
-        run = open_run(Location(request.run, read_options(request.input_storage)))
+        run = open_run(named(request.run, read_options(request.input_storage)))
         summary = _finished(run)
     except (NotARun, OSError, ValueError, ImportError) as error:
         problems.append(f"RUN: {error}")
     try:
-        out = Location(request.out, read_options(request.output_storage))
+        out = named(request.out, read_options(request.output_storage))
         if run is not None and f"{out.url}/".startswith(f"{run.root.url}/"):
             raise ValueError(f"{out} lies in the run: name a place outside of it")
         entries(out)

@@ -11,6 +11,7 @@ from storage.locations import Location
 from storage.manifests import Manifest, read_folder, read_manifest
 from storage.runs import FINISHED, Run, differences, open_run
 from storage.selection import Selection
+from storage.trust import named
 
 # What may differ between a run and the one that it extends.
 OF_THE_IMAGES = ("manifest", "shard_size")
@@ -30,16 +31,21 @@ def read_images(config: InputConfig, extended: Run | None, options: Mapping[str,
         limit=config.limit,
     )
     if config.images is not None:
-        return read_folder(Location(config.images, options), selection)
+        return read_folder(named(config.images, options), selection)
     names = ColumnNames(config.uri_column, config.label_column, config.id_column)
-    return read_manifest(Location(config.manifest or "", options), names, selection)
+    return read_manifest(named(config.manifest or "", options), names, selection)
+
+
+def may_be_local(config: InputConfig) -> bool:
+    """Whether the manifest may name local files and private hosts: one's own, or by permission."""
+    return config.allow_local or Location(config.images or config.manifest or "").is_local
 
 
 def extended_run(config: ExplainConfig, options: Mapping[str, Any]) -> Run | None:
     """The run that --extend names, which must be finished. Raises NotARun, ValueError."""
     if config.input.extend is None:
         return None
-    run = open_run(Location(config.input.extend, options))
+    run = open_run(named(config.input.extend, options))
     summary = run.read_summary()
     state = "unfinished" if summary is None else summary["state"]
     if state not in FINISHED:

@@ -5,18 +5,21 @@ import uuid
 from typing import Any
 
 from storage.locations import Location, StorageUnavailable
+from storage.trust import named
 
 
 def read_options(path: str | None) -> dict[str, Any]:
     """fsspec options from a JSON file; its content may be secret and appears in no message."""
     if path is None:
         return {}
+    location = named(path)
+    data = location.read()
     try:
-        content = json.loads(Location(path).read())
+        content = json.loads(data)
     except ValueError:
-        raise ValueError(f"{path} is not JSON; want an object of fsspec options") from None
+        raise ValueError(f"{location} is not JSON; want an object of fsspec options") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object of fsspec options")
+        raise ValueError(f"{location} must hold a JSON object of fsspec options")
     return content
 
 

@@ -15,6 +15,7 @@ from explainer import Explanation, Target, VitClassifier
 from explainer.maps import statistics
 from explainer.preprocess import Decoded
 from storage import schema
+from storage.columns import without_secrets
 
 # Columns that are attributes of a decoded image.
 OF_THE_IMAGE = (
@@ -85,7 +86,7 @@ class RowMaker:
                 "run": [self.run] * len(images),
                 "row": np.arange(chunk.first_row, chunk.first_row + len(images)),
                 "image_id": manifest_rows["image_id"],
-                "uri": manifest_rows["uri"],
+                "uri": without_secrets(manifest_rows["uri"]),
                 "label": [self.classes.index(label) for label in labels.to_pylist()],
                 "label_name": labels.cast(pa.string()),
                 "bytes": chunk.sizes,

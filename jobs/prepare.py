@@ -1,6 +1,7 @@
 """Everything that a run needs, checked before Ray starts: all that is wrong is told at once."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from explainer import ReciproCam, Target, VitClassifier, load_model
 from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from explainer.models import ModelError, PreprocessingOverrides
 from jobs.config import ConfigurationError, ExplainConfig, MethodConfig, ModelConfig
-from jobs.images import check_extends, extended_run, read_images
+from jobs.images import check_extends, extended_run, may_be_local, read_images
 from jobs.options import check_writable, read_options
 from jobs.plan import Shard, grouped_shards, most_rows, shard_size, shards
 from storage.images import Reading
@@ -17,6 +18,7 @@ from storage.locations import Location, StorageUnavailable
 from storage.manifests import Manifest, ManifestError, NothingNew
 from storage.runs import NotARun, fingerprint, read_description
 from storage.schema import SCHEMA_VERSION
+from storage.trust import named
 
 Value = TypeVar("Value")
 # What a user's input can raise; anything else is a bug and shows its traceback.
@@ -78,7 +80,7 @@ def prepare(config: ExplainConfig) -> Prepared:
         except NothingNew:
             raise
         except INPUT_ERRORS as error:
-            problems.append(f"{what}: {error}")
+            problems.append(f"{what}: {_own_lines(str(error))}")
             return None
 
     input_options = attempt("--input-storage", lambda: read_options(config.input.storage)) or {}
@@ -101,7 +103,9 @@ def prepare(config: ExplainConfig) -> Prepared:
     if problems or model is None or target is None or manifest is None or out is None:
         raise ConfigurationError(problems)
     method = method.resolved(model)
-    reading = Reading(input_options, config.input.uri_column)
+    reading = Reading(
+        input_options, config.input.uri_column, allow_local=may_be_local(config.input)
+    )
     prepared = Prepared(model, method, target, manifest, reading, out, {})
     description = _describe(config, prepared)
     if extended is not None:
@@ -110,6 +114,11 @@ def prepare(config: ExplainConfig) -> Prepared:
     if problems:
         raise ConfigurationError(problems)
     return replace(prepared, description=description)
+
+
+def _own_lines(text: str) -> str:
+    """A message without line ends that are a name's: our own indent what follows them."""
+    return re.sub(r"\n(?!  )", r"\\n", text)
 
 
 def _method(config: MethodConfig) -> ReciproCam:
@@ -125,7 +134,7 @@ def _method(config: MethodConfig) -> ReciproCam:
 
 def _output(config: ExplainConfig, options: Mapping[str, Any]) -> Location:
     """Where the run goes, tried by writing there."""
-    out = Location(config.out, options)
+    out = named(config.out, options)
     images = None if config.input.images is None else Location(config.input.images).url
     if images is not None and f"{out.url}/".startswith(f"{images}/"):
         raise ValueError(
@@ -139,7 +148,7 @@ def _output(config: ExplainConfig, options: Mapping[str, Any]) -> Location:
 def _model(config: ModelConfig, options: Mapping[str, Any]) -> VitClassifier:
     names = None
     if config.class_names is not None:
-        text = Location(config.class_names, options).read().decode()
+        text = named(config.class_names, options).read().decode()
         names = tuple(line.strip() for line in text.splitlines() if line.strip())
     arguments = json.loads(config.model_args) if config.model_args else {}
     if not isinstance(arguments, dict):
@@ -177,7 +186,7 @@ def _checkpoint(url: str | None, options: Mapping[str, Any]) -> Checkpoint | Non
     """A weights file, with the config.json beside it where there is one."""
     if url is None:
         return None
-    location = Location(url, options)
+    location = named(url, options)
     try:
         data = location.read()
     except FileNotFoundError:

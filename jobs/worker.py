@@ -19,6 +19,7 @@ from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
 from storage.rows import RowSource
 from storage.runs import Run
+from storage.trust import is_refusal
 
 # Where a shard's time goes: `fetch` and `decode` in loading tasks, the others in the replica.
 # `first_wait`, for a replica's first batch, is start-up: loading processes start too.
@@ -196,7 +197,7 @@ def refuse_outage(rows: pa.Table, images: int) -> None:
     remote = [
         row
         for row in failed.select(["status", "error", "uri"]).to_pylist()
-        if row["uri"] and not Location(row["uri"]).is_local
+        if row["uri"] and not Location(row["uri"]).is_local and not is_refusal(row["error"])
     ]
     for status, count in Counter(row["status"] for row in remote).items():
         if count > images / 2:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.locations import Location
+from storage.shown import printable
 
 IN_TAR = ("offset", "size")
 IN_PARQUET = ("row_group", "row_in_group")
@@ -26,6 +27,10 @@ _USUAL = {
 _OPTIONS = {"uri": "--uri-column", "label": "--label-column", "image_id": "--id-column"}
 _WHOLE = r"^-?(0|[1-9][0-9]{0,17})(\.0+)?$"
 _ABSOLUTE = r"^([A-Za-z][A-Za-z0-9+.-]*://|/|~)"
+# Of the urls that are used here only these have a query, which is where signatures are, and may
+# hold a user and password; in a file's or a key's name a ? or @ is a letter like any other.
+_WEB = r"(?i)^https?://"
+_SECRETS = r"(?is)^(https?://)(?:[^/?#]*@)?([^?]*).*$"
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,16 @@ def _none_or_several(what: str, wanted: str, accepted: Sequence[str], found: Seq
 
 
 def _shown(found: Sequence[str]) -> str:
-    return f"columns found: {', '.join(found[:20])}{', ...' if len(found) > 20 else ''}"
+    names = printable(", ".join(found[:20]))
+    return f"columns found: {names}{', ...' if len(found) > 20 else ''}"
 
 
 def normalised(raw: pa.Table, folder: Location, places: Sequence[str] = ()) -> pa.Table:
     """A list's rows as manifest rows; relative uris start at `folder`.
 
-    `raw` has uri, the columns of `places` and, where the list has them, image_id and label. Raises
-    ValueError for missing ids and for types that are no ids, uris or labels.
+    `raw` has uri, the columns of `places` and, where the list has them, image_id and label. An
+    image_id that is the uri is so without its secrets: it stays the same when a list is signed
+    anew. Raises ValueError for missing ids and for types that are no ids, uris or labels.
     """
     uri = _text("uri", raw.column("uri"))
     uri = pc.if_else(pc.equal(uri, ""), pa.scalar(None, pa.string()), uri)
@@ -86,10 +93,28 @@ def normalised(raw: pa.Table, folder: Location, places: Sequence[str] = ()) -> p
     if image_id.null_count:
         rows = np.flatnonzero(np.asarray(image_id.is_null()))[:5].tolist()
         raise ValueError(f"{image_id.null_count} rows have no image_id: the first are {rows}")
+    is_uri = pc.fill_null(pc.equal(image_id, uri), False)
+    image_id = pc.if_else(is_uri, without_secrets(image_id), image_id)
     nulls = pa.chunked_array([pa.nulls(len(raw), pa.string())])
     label = _label(raw.column("label")) if "label" in raw.column_names else nulls
     columns = {"image_id": image_id, "uri": _resolved(uri, folder), "label": label}
     return pa.table(columns | {name: raw.column(name) for name in places})
+
+
+def without_secrets(uris: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Uris as they may be stored: those of the web without query, user and password."""
+    if not pc.any(pc.match_substring_regex(uris, _WEB)).as_py():
+        return uris
+    return pc.replace_substring_regex(uris, _SECRETS, r"\1\2")
+
+
+def to_store(rows: pa.Table) -> pa.Table:
+    """Manifest rows as they may be stored; the same object where nothing in them is secret."""
+    uris = rows.column("uri")
+    stored = without_secrets(uris)
+    if stored is uris or stored.equals(uris):
+        return rows
+    return rows.set_column(rows.column_names.index("uri"), "uri", stored)
 
 
 def whole_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray | None:

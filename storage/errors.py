@@ -6,6 +6,7 @@ A store's own exceptions become one of
                               a property of the one object that was asked for
     StorageUnavailable        infrastructure: what may pass, or hits every object alike
         CredentialsRefused    who we are was refused: trying again at once does not help
+    Refused                   our own rule, not the store, forbids to read (storage.trust)
 
 and their messages never hold filesystem options or the query of a url (a signed url is a secret).
 """
@@ -15,6 +16,8 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+
+from storage.shown import printable, shown
 
 
 class StorageUnavailable(Exception):  # noqa: N818 - a state of the store, not a mistake
@@ -28,6 +31,13 @@ class CredentialsRefused(StorageUnavailable):
     """The store refuses the credentials as such (expired, unknown, wrongly signed, none found)."""
 
 
+class Refused(Exception):  # noqa: N818 - a rule's answer, not a mistake
+    """A rule forbids to read a url; the message says which, and what to do.
+
+    No OSError and no ValueError, which clients of stores catch and make into their own.
+    """
+
+
 # Of the refusals that s3fs reports as PermissionError only these concern one object; the others
 # (ExpiredToken, SignatureDoesNotMatch, AccountProblem, ...) would fail every row alike.
 _ONE_OBJECT_REFUSED = {"AccessDenied", "Forbidden", "403", "InvalidObjectState"}
@@ -39,21 +49,25 @@ _STORE_PACKAGES = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "goog
 _OF_ONE_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 _PASSING_HTTP = {408, 425, 429}
+# A server that redirects in circles, or to what is no http url, does so for this url.
+_BAD_URLS = {"ParamValidationError", "NonHttpUrlClientError", "TooManyRedirects"}
 # Options that the reader of an error needs to see.
 _PLACES = {"endpoint_url", "region_name", "project", "account_name"}
 
 
 @contextmanager
-def translated(shown: str, options: Mapping[str, Any]) -> Iterator[None]:
+def translated(url: str, options: Mapping[str, Any]) -> Iterator[None]:
     """Let the exceptions of the list above out, whatever the store raised; bugs pass unchanged."""
     try:
         yield
     except Exception as error:  # every filesystem brings its own exception classes
+        if isinstance(error.__cause__, Refused):  # fsspec says that there is no such file
+            raise error.__cause__ from None
         kind = _kind(error)
         if kind is None:
             raise
         # Without the cause: its text may hold a signed url.
-        raise kind(f"{shown}: {_reason(error, shown, options)}") from None
+        raise kind(f"{shown(url)}: {_reason(error, url, options)}") from None
 
 
 def response_code(error: BaseException) -> tuple[str, int]:
@@ -80,11 +94,11 @@ def _kind(error: Exception) -> type[Exception] | None:
     for kind in _OF_ONE_OBJECT:
         if isinstance(error, kind):
             return kind
-    if "ClientResponseError" in names:
+    if "ClientResponseError" in names and not names & _BAD_URLS:
         return _kind_of_status(status)
     # A name or url that no object can have: wrong for good, and for this object only.
     is_bad_name = isinstance(error, OSError) and error.errno in _BAD_NAME
-    if is_bad_name or isinstance(error, ValueError) or "ParamValidationError" in names:
+    if is_bad_name or isinstance(error, ValueError) or names & _BAD_URLS:
         return ValueError
     is_infrastructure = isinstance(error, OSError) or bool(packages & _STORE_PACKAGES)
     return StorageUnavailable if is_infrastructure else None
@@ -103,18 +117,20 @@ def _kind_of_status(status: int) -> type[Exception]:
     return ValueError
 
 
-def _reason(error: Exception, shown: str, options: Mapping[str, Any]) -> str:
+def _reason(error: Exception, url: str, options: Mapping[str, Any]) -> str:
     """One line about an error, without secrets."""
     _, status = response_code(error)
-    if type(error).__name__ == "ClientResponseError":  # its text holds the whole url
+    if type(error).__name__ in ("ClientResponseError", "TooManyRedirects"):  # they hold the url
         return f"HTTP {status}"
     is_system = isinstance(error, OSError) and error.strerror
     text = str(error.strerror) if is_system else str(error)  # type: ignore[attr-defined]
+    if "://" in url:  # a query may hold spaces
+        text = text.replace(url, shown(url))
     text = re.sub(r"\?\S+", "", text)
     for secret in _secrets(options):
         text = text.replace(secret, "***")
-    text = " ".join(text.split())
-    return (text if text and text != shown else type(error).__name__)[:500]
+    text = printable(" ".join(text.split()))
+    return (text if text and text != shown(url) else type(error).__name__)[:500]
 
 
 def _secrets(options: object, key: str = "") -> Iterator[str]:

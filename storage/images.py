@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 
 from storage import tars
 from storage.columns import IN_PARQUET, IN_TAR, ColumnNames
+from storage.errors import Refused
 from storage.formats import image_column
 from storage.locations import Location, StorageUnavailable
+from storage.shown import printable
+from storage.trust import check_remote, check_scheme, of_public_hosts, refusal
 
 _T = TypeVar("_T")
 
@@ -30,8 +33,9 @@ _IMPOSSIBLE = (IsADirectoryError, ValueError, ImportError)
 class Fetched:
     """One image's bytes, or why there are none.
 
-    `status` is ok | missing | denied | unsupported (a folder, a FIFO, an impossible url) |
-    too_large; `error` is one line, null where the status is ok.
+    `status` is ok | missing | denied (by the store, or by the rules for uris) | unsupported (a
+    folder, a FIFO, an impossible url) | too_large; `error` is one line, null where the status is
+    ok.
     """
 
     data: bytes | None
@@ -42,13 +46,24 @@ class Fetched:
 @dataclass(frozen=True)
 class Reading:
     """How images are read: fsspec's options for their store, requests at a time, and the limit in
-    bytes of one image; a Parquet file that holds images calls that column `image_column`.
+    bytes of one image; a Parquet file that holds images calls that column `image_column`. Uris may
+    name local files and private hosts where `allow_local` says so (storage.trust).
     """
 
     options: Mapping[str, Any]
     image_column: str | None = None
     concurrency: int = 16
     max_bytes: int = MAX_BYTES
+    allow_local: bool = True
+
+    def location(self, uri: str) -> Location:
+        """Where a row's uri leads. Raises trust.Refused where it may not be read."""
+        check_scheme(uri)
+        if self.allow_local:
+            return Location(uri, self.options)
+        check_remote(uri)
+        is_http = uri.startswith(("http://", "https://"))
+        return Location(uri, of_public_hosts(self.options) if is_http else self.options)
 
 
 def fetch(rows: pa.Table, reading: Reading) -> list[Fetched]:
@@ -71,16 +86,18 @@ def fetch(rows: pa.Table, reading: Reading) -> list[Fetched]:
             raise
 
 
-def _refused(read: Callable[[], _T]) -> _T | Fetched:
-    """What `read` gives, or why this one object gives nothing."""
+def _refused(uri: str, reading: Reading, read: Callable[[Location], _T]) -> _T | Fetched:
+    """What `read` gives of a uri's location, or why this one object gives nothing."""
     try:
-        return read()
+        return read(reading.location(uri))
+    except Refused as error:
+        return Fetched(None, "denied", refusal(uri, str(error)))
     except _NOT_THERE as error:
         return Fetched(None, "missing", str(error))
     except PermissionError as error:
         return Fetched(None, "denied", str(error))
     except _IMPOSSIBLE as error:
-        return Fetched(None, "unsupported", " ".join(str(error).split()))
+        return Fetched(None, "unsupported", printable(" ".join(str(error).split())))
 
 
 def _too_large(max_bytes: int) -> Fetched:
@@ -97,7 +114,8 @@ def _file(uri: str | None, reading: Reading) -> Callable[[], list[Fetched]]:
     def read() -> list[Fetched]:
         if not uri:
             return [Fetched(None, "missing", "the manifest has no uri for this row")]
-        got = _refused(lambda: Location(uri, reading.options).read(limit=reading.max_bytes + 1))
+        limit = reading.max_bytes + 1
+        got = _refused(uri, reading, lambda location: location.read(limit=limit))
         return [got if isinstance(got, Fetched) else _of_bytes(got, reading.max_bytes)]
 
     return read
@@ -138,12 +156,14 @@ def _tar_stretch(stretch: list[_Member], reading: Reading) -> Callable[[], list[
     def read() -> list[Fetched]:
         if first.size > reading.max_bytes:
             return [_too_large(reading.max_bytes)]
-        location = Location(first.uri, reading.options)
         length = last.offset + last.size - start
-        data = _refused(lambda: location.read(limit=length, start=start))
-        if isinstance(data, Fetched):
-            return [data] * len(stretch)
-        return [Fetched(_member(data, m, start, location), "ok", None) for m in stretch]
+
+        def members(location: Location) -> list[Fetched]:
+            data = location.read(limit=length, start=start)
+            return [Fetched(_member(data, m, start, location), "ok", None) for m in stretch]
+
+        got = _refused(first.uri, reading, members)
+        return [got] * len(stretch) if isinstance(got, Fetched) else got
 
     return read
 
@@ -174,9 +194,7 @@ def _groups(rows: pa.Table) -> Iterator[_Group]:
 
 
 def _parquet_group(group: _Group, reading: Reading) -> Callable[[], list[Fetched]]:
-    location = Location(group.uri, reading.options)
-
-    def column() -> list[bytes | None]:
+    def column(location: Location) -> list[bytes | None]:
         with location.open() as file:
             parquet = pq.ParquetFile(file, pre_buffer=True)
             _check_group(parquet, group, location)
@@ -189,7 +207,9 @@ def _parquet_group(group: _Group, reading: Reading) -> Callable[[], list[Fetched
         return wanted
 
     def read() -> list[Fetched]:
-        images = _refused(lambda: location.attempt(column))
+        images = _refused(
+            group.uri, reading, lambda location: location.attempt(lambda: column(location))
+        )
         if isinstance(images, Fetched):
             return [images] * len(group.rows)
         return [_of_bytes(data, reading.max_bytes) for data in images]

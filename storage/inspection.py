@@ -74,9 +74,11 @@ def _refuse_repeated(hashes: NDArray[np.uint64], tables: Callable[[], Iterator[p
         counts.update(ids.filter(pa.array(np.isin(hashed(ids), repeated))).to_pylist())
     twice = [name for name, count in counts.items() if count > 1]
     if twice:  # else two ids that differ have one hash
+        is_web = any(name.startswith(("http://", "https://")) for name in twice)
+        why = " (of a url the part behind ? does not count)" if is_web else ""
         raise ValueError(
-            f"{len(twice)} image_ids occur more than once: the first are {twice[:5]}. Give each "
-            "row an image_id of its own (--id-column)"
+            f"{len(twice)} image_ids occur more than once: the first are {twice[:5]}{why}. Give "
+            "each row an image_id of its own (--id-column)"
         )
 
 

@@ -24,6 +24,7 @@ from fsspec.utils import tokenize
 
 from storage import local
 from storage.errors import CredentialsRefused, StorageUnavailable, response_code, translated
+from storage.shown import shown
 
 __all__ = ["CredentialsRefused", "Location", "StorageUnavailable", "creates_conditionally"]
 
@@ -84,11 +85,7 @@ class Location:
     @property
     def shown(self) -> str:
         """The url as messages may show it: no query (signed urls), no user and password."""
-        if self.is_local:
-            return self.url
-        protocol, _, rest = self.url.partition("://")
-        host, slash, path = rest.partition("?")[0].partition("/")
-        return f"{protocol}://{host.rpartition('@')[2]}{slash}{path}"
+        return shown(self.url)
 
     @property
     def name(self) -> str:
@@ -127,13 +124,13 @@ class Location:
         """
         for pause in () if self.is_local else _PAUSES:
             try:
-                with translated(self.shown, self.options):
+                with translated(self.url, self.options):
                     return work()
             except CredentialsRefused:
                 raise
             except StorageUnavailable:
                 time.sleep(pause * random.uniform(0.5, 1.5))
-        with translated(self.shown, self.options):
+        with translated(self.url, self.options):
             return work()
 
     def read(self, limit: int | None = None, *, start: int = 0) -> bytes:

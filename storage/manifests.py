@@ -1,26 +1,23 @@
 """The list of images: from a folder, or files that list or hold images, to manifest rows."""
 
-import io
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.columns import IN_PARQUET, IN_TAR, ColumnNames, normalised, whole_numbers
+from storage.columns import IN_PARQUET, IN_TAR, ColumnNames, normalised, to_store
 from storage.formats import READERS, UNTYPED, Source, Wanted, damage_is_bad_input, image_column
 from storage.inspection import Label, inspect
 from storage.locations import Location
-from storage.rows import ROWS_AT_ONCE, RowFile, RowSource, snapshot
+from storage.rows import RowFile, RowSource, snapshot
 from storage.selection import Condition, Selection
+from storage.snapshots import encode, rows_of, typed, without_secrets
 from storage.tars import IMAGE_EXTENSIONS
 
-# A shard reads the row groups that its rows lie in, and has at most so many rows.
-ROWS_OF_A_GROUP = 4096
 TARS_AT_ONCE = 16
 EVERYTHING = Selection()
 
@@ -41,7 +38,8 @@ class Manifest:
     them by label. `groups` are those of the files that hold the images (see Inspection), empty
     where the images are files of their own or some were selected. `ignored` counts a folder's files
     that are no images. `data` is what the run's manifest.parquet is to hold; None where the rows
-    are read from the Parquet files that were given.
+    are read from the Parquet files that were given. `given` is where the rows are read from where
+    that is not manifest.parquet. Neither `digest` nor `data` know of the secrets in uris.
     """
 
     rows: int
@@ -49,13 +47,13 @@ class Manifest:
     labels: Mapping[Label, int]
     groups: tuple[tuple[int, ...], ...]
     places: tuple[str, ...]
-    data: bytes | None
-    given: RowSource | None
+    data: bytes | None = field(repr=False)
+    given: RowSource | None = field(repr=False)
     ignored: int = 0
 
     def source(self, stored: Location) -> RowSource:
         """Where to read the rows; `stored` is the run's manifest.parquet."""
-        return self.given or snapshot(stored, self.rows, self.places)
+        return self.given or snapshot(RowFile(stored, self.rows), self.places)
 
 
 def read_folder(location: Location, selection: Selection = EVERYTHING) -> Manifest:
@@ -88,8 +86,8 @@ def read_folder(location: Location, selection: Selection = EVERYTHING) -> Manife
     source = Source(location.child(images[0]), "")
     try:
         rows = _manifest_rows([(source, iter([table]))], selection.where, ())
-        data = _encode(selection.of(rows))
-        manifest = _of_snapshot(data, (), selection, len(paths) - len(images))
+        data = encode(selection.of(rows))
+        manifest = _of_snapshot(data, (), selection, location, len(paths) - len(images))
     except ValueError as error:
         raise ManifestError(f"{location}: {error}") from error
     return _with_rows(manifest, location, selection)
@@ -162,10 +160,10 @@ def _read(sources: list[Source], wanted: Wanted, selection: Selection) -> Manife
     if extension == ".parquet" and not places and selection.is_everything:
         return _given(sources, wanted)
     rows = _rows(sources, extension, wanted, places)
-    data = _encode(selection.of(rows))
+    data = encode(selection.of(rows))
     if extension in UNTYPED:
-        data = _typed(data)
-    return _of_snapshot(data, places, selection)
+        data = typed(data)
+    return _of_snapshot(data, places, selection, sources[0].location)
 
 
 def _places(source: Source, extension: str, wanted: Wanted) -> tuple[str, ...]:
@@ -193,7 +191,7 @@ def _given(sources: list[Source], wanted: Wanted) -> Manifest:
         files.append(RowFile(source.location, metadata.num_rows))
     given = RowSource(tuple(files), {"image_id": names["uri"], **names})
     with damage_is_bad_input():
-        found = inspect(given.tables)
+        found = inspect(lambda: map(to_store, given.tables()))
     return Manifest(found.rows, found.digest, found.labels, (), (), None, given)
 
 
@@ -221,60 +219,15 @@ def _manifest_rows(
             yield normalised(kept, source.location.parent, places)
 
 
-def _encode(tables: Iterator[pa.Table]) -> bytes:
-    """Rows as Parquet, in groups of as many as a shard may read; nothing for no rows."""
-    sink = io.BytesIO()
-    writer: pq.ParquetWriter | None = None
-    waiting: list[pa.Table] = []
-    for table in chain(tables, [None]):
-        if table is not None:
-            waiting.append(table)
-            if sum(map(len, waiting)) < ROWS_AT_ONCE:
-                continue
-        rows = pa.concat_tables(waiting) if waiting else None
-        if rows:
-            writer = writer or pq.ParquetWriter(
-                sink, rows.schema, compression="zstd", use_dictionary=["uri", "label"]
-            )
-            writer.write_table(rows, ROWS_OF_A_GROUP)
-            waiting = []
-    if writer is not None:
-        writer.close()
-    return sink.getvalue()
-
-
-def _typed(data: bytes) -> bytes:
-    """The snapshot with labels as integers where all of them are whole numbers, else as it is."""
-    if not data:
-        return data
-    labels = whole_numbers(pq.read_table(pa.BufferReader(data), columns=["label"]).column("label"))
-    if labels is None:
-        return data
-    start = 0
-
-    def tables() -> Iterator[pa.Table]:
-        nonlocal start
-        for table in _stored(data):
-            numbers = labels.slice(start, len(table))
-            start += len(table)
-            yield table.set_column(table.column_names.index("label"), "label", numbers)
-
-    return _encode(tables())
-
-
-def _stored(data: bytes) -> Iterator[pa.Table]:
-    if not data:
-        return
-    for batch in pq.ParquetFile(pa.BufferReader(data)).iter_batches(ROWS_AT_ONCE):
-        yield pa.Table.from_batches([batch])
-
-
 def _of_snapshot(
-    data: bytes, places: tuple[str, ...], selection: Selection, ignored: int = 0
+    data: bytes, places: tuple[str, ...], selection: Selection, origin: Location, ignored: int = 0
 ) -> Manifest:
-    found = inspect(partial(_stored, data))
+    """A manifest that the run keeps; uris with secrets are kept in memory only."""
+    stored = without_secrets(data)
+    found = inspect(partial(rows_of, stored))
+    given = None if stored is data else snapshot(RowFile(origin, found.rows, data), places)
     groups = found.groups if selection.is_everything else ()
-    return Manifest(found.rows, found.digest, found.labels, groups, places, data, None, ignored)
+    return Manifest(found.rows, found.digest, found.labels, groups, places, stored, given, ignored)
 
 
 def _extension(name: str) -> str:

@@ -1,8 +1,10 @@
 """Where the rows of a manifest lie, and a stretch of them at a time."""
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +19,26 @@ ROWS_AT_ONCE = 2**18
 
 @dataclass(frozen=True)
 class RowFile:
-    """A Parquet file of manifest rows."""
+    """A Parquet file of manifest rows.
+
+    `data` are its bytes where it is in memory alone: rows whose uris hold secrets, which no store
+    is to see; `location` is then that of the list that they were made from.
+    """
 
     location: Location
     rows: int
+    data: bytes | None = field(default=None, repr=False)
+
+    def open(self) -> BinaryIO:
+        """A stream of the file. Use within the location's `attempt`."""
+        return self.location.open() if self.data is None else io.BytesIO(self.data)
 
 
 @dataclass(frozen=True)
 class RowSource:
     """The rows of a manifest, in order: Parquet files, and how these name our columns.
 
+    Uris are as the list has them, with the secrets that reading needs: see columns.to_store.
     `places` are the columns, if any, that say where in the file of its uri an image lies.
     """
 
@@ -37,7 +49,7 @@ class RowSource:
     def tables(self) -> Iterator[pa.Table]:
         """All rows, some at a time. Use within `attempt`; raises ValueError for bad columns."""
         for file in self.files:
-            with file.location.open() as stream:
+            with file.open() as stream:
                 parquet = pq.ParquetFile(stream)
                 for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=self._columns):
                     yield self._ours(pa.Table.from_batches([batch]), file.location)
@@ -60,7 +72,7 @@ class RowSource:
 
     def _read_file(self, file: RowFile, start: int, stop: int) -> pa.Table:
         def read() -> pa.Table:
-            with file.location.open() as stream:
+            with file.open() as stream:
                 parquet = pq.ParquetFile(stream, pre_buffer=True)
                 if parquet.metadata.num_rows != file.rows:
                     raise ValueError(
@@ -91,6 +103,6 @@ class RowSource:
         return normalised(pa.table(columns), location.parent, self.places)
 
 
-def snapshot(location: Location, rows: int, places: Sequence[str]) -> RowSource:
-    """The rows of a run's manifest.parquet."""
-    return RowSource((RowFile(location, rows),), {n: n for n in COLUMNS}, tuple(places))
+def snapshot(file: RowFile, places: Sequence[str]) -> RowSource:
+    """The rows of a run's manifest.parquet, or of the same file in memory."""
+    return RowSource((file,), {n: n for n in COLUMNS}, tuple(places))

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage.shown import printable
+
 # A sample is thinned out when it holds so many rows beyond what is asked for.
 _SLACK = 2**18
 
@@ -87,7 +89,8 @@ def _of_classes(tables: Iterator[pa.Table], classes: tuple[str, ...]) -> Iterato
     if missing:
         there = sorted(name for name in found if name is not None)
         shown = f"{', '.join(there[:20])}{', ...' if len(there) > 20 else ''}" or "no labels at all"
-        raise ValueError(f"--classes: no row has the label {', '.join(missing)}; there are {shown}")
+        message = f"--classes: no row has the label {', '.join(missing)}; there are {shown}"
+        raise ValueError(printable(message))
 
 
 def _without(tables: Iterator[pa.Table], known: pa.Array) -> Iterator[pa.Table]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from storage.locations import Location
+from storage.shown import printable
 
 IMAGE_EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif"),
@@ -22,6 +23,7 @@ BLOCK = 512  # bytes of a member's header, which lies before its data
 _LABELS = ("label", "class", "category")
 # Fetched ahead while going from header to header; images are smaller, so most are in one request.
 _READ_AHEAD = 4 * 2**20
+_LARGEST_LABEL = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class _Member:
 def index(location: Location, name: str, label_key: str | None) -> pa.Table:
     """The images of a tar in its order: image_id, uri, label, and offset and size in bytes.
 
-    An image_id is `name`/member. Raises ValueError for what is no plain tar.
+    An image_id is `name`/member. Nothing is ever extracted, and links and sparse files are no
+    images. Raises ValueError for what is no plain tar.
     """
     images: list[_Member] = []
     labels: dict[str, str] = {}
@@ -44,14 +47,14 @@ def index(location: Location, name: str, label_key: str | None) -> pa.Table:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for info in tar:
-                    if not info.isreg() or _is_hidden(info.name):
+                    # A link names what is not here; a sparse file is not as long as it says.
+                    if not info.isreg() or info.issparse() or _is_hidden(info.name):
                         continue
                     member = _member(info)
                     if member.name.lower().endswith(IMAGE_EXTENSIONS):
                         images.append(member)
                     elif member.field in ("cls", "json"):
-                        content = tar.extractfile(info)
-                        _read_label(member, content.read() if content else b"", label_key, labels)
+                        _read_label(member, _content(tar, info), label_key, labels)
         except tarfile.TarError as error:
             raise ValueError(
                 f"{location}: {error}; a tar shard must be a plain, uncompressed tar"
@@ -74,6 +77,17 @@ def holds_member(header: bytes, size: int) -> bool:
         return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size == size
     except tarfile.HeaderError:
         return False
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    """What a label's member holds. Raises ValueError for more than a label can need."""
+    if info.size > _LARGEST_LABEL:
+        raise ValueError(
+            f"member {printable(info.name)} has {info.size} bytes: a .cls or .json with a label "
+            f"has at most {_LARGEST_LABEL}"
+        )
+    content = tar.extractfile(info)
+    return content.read() if content else b""
 
 
 def _member(info: tarfile.TarInfo) -> _Member:
@@ -101,7 +115,7 @@ def _read_label(member: _Member, content: bytes, key: str | None, labels: dict[s
     try:
         fields = json.loads(content)
     except ValueError as error:
-        raise ValueError(f"member {member.name} is no JSON: {error}") from error
+        raise ValueError(f"member {printable(member.name)} is no JSON: {error}") from error
     names = _LABELS if key is None else (key,)
     found = [fields[name] for name in names if isinstance(fields, dict) and name in fields]
     if found and found[0] is not None:

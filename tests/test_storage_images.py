@@ -78,8 +78,8 @@ def test_what_is_no_regular_file_is_unsupported(tmp_path: Path) -> None:
     got = fetch_files([str(tmp_path / name) for name in names], {})
     assert [each.status for each in got] == [*["unsupported"] * 3, *["missing"] * 2]
     unknown, null_byte = fetch_files(["nowhere://a/b.jpg", str(tmp_path / "a\0b")], {})
-    assert (unknown.status, null_byte.status) == ("unsupported", "unsupported")
-    assert unknown.error == "nowhere://a/b.jpg: Protocol not known: nowhere"
+    assert (unknown.status, null_byte.status) == ("denied", "unsupported")
+    assert str(unknown.error).startswith("not read: nowhere://a/b.jpg: a url is a local path or")
 
 
 def test_a_denied_key_is_a_row_and_refused_credentials_are_not(s3: Any) -> None:
