@@ -59,6 +59,7 @@ def load_model(
     if overrides.input_size is not None:
         _resize_input(name, vit, overrides.input_size)
     preprocessing = _preprocessing(name, vit, checkpoint, overrides)
+    _refuse_not_finite(name, vit)
     return VitClassifier(name, vit.eval().requires_grad_(False), preprocessing, names, args)
 
 
@@ -178,6 +179,18 @@ def _load_state(name: str, vit: TimmModule, checkpoint: Checkpoint) -> None:
             "that it was trained as, with --model-args where it differs from timm's"
         )
     vit.load_state_dict(dict(given))
+
+
+def _refuse_not_finite(name: str, vit: TimmModule) -> None:
+    """One NaN among the weights makes every map NaN, and no image is to blame."""
+    weights = vit.state_dict().items()
+    bad = [key for key, tensor in weights if not tensor.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ModelError(
+            f"{name}'s weights hold NaN or infinity, in {bad[0]}{more}: no image can be explained "
+            "with them; give weights that are finite"
+        )
 
 
 def _attach(name: str, vit: TimmModule, head: LinearHead) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from explainer.closed_form import closed_form
@@ -80,7 +80,8 @@ class ReciproCam:
         form = self.form(model)
         if self.score == "log_odds" and model.classes < 2:
             raise ValueError(
-                "log-odds compare a class with the others, and this model has one; use score logit"
+                "log-odds compare a class with the others, and this model has one; use score logit "
+                "(--score logit)"
             )
         if form.name != "definition" or allow_definition:
             return
@@ -124,6 +125,16 @@ class Explanation:
             torch.cat([part.targets for part in parts]),
             torch.cat([part.scores for part in parts]),
         )
+
+    @property
+    def is_finite(self) -> Bool[Tensor, " batch"]:
+        """Which images have finite logits, and scores whose range is finite."""
+        ranges = self.scores.amax((-2, -1)) - self.scores.amin((-2, -1))
+        return self.logits.isfinite().all(-1) & ranges.isfinite().all(-1)
+
+    def only(self, chosen: Bool[Tensor, " batch"]) -> "Explanation":
+        """Explanations of some images of the batch."""
+        return Explanation(self.logits[chosen], self.targets[chosen], self.scores[chosen])
 
     @property
     def saliency(self) -> Float[Tensor, "batch targets rows columns"]:

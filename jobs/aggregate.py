@@ -84,31 +84,35 @@ def aggregate(
     The result is the same to the last bit whatever `map_in_order`, and where, works on the tasks.
     Raises StorageUnavailable.
     """
-    size = max(LEAST_PARTS_OF_A_TASK, -(-len(parts) // MOST_TASKS))
-    tasks = [parts[start : start + size] for start in range(0, len(parts), size)]
     result = Aggregate()
-    for of_task in map_in_order(partial(sum_parts, run, grid), tasks):
+    for of_task in map_in_order(partial(sum_parts, run, grid), tasks_of(parts)):
         result.add(of_task)
     return result
+
+
+def tasks_of(parts: Sequence[int]) -> list[Sequence[int]]:
+    """The parts, cut into what is summed by itself before the sums are added."""
+    size = max(LEAST_PARTS_OF_A_TASK, -(-len(parts) // MOST_TASKS))
+    return [parts[start : start + size] for start in range(0, len(parts), size)]
 
 
 def sum_parts(run: Run, grid: tuple[int, int], parts: Sequence[int]) -> Aggregate:
     """What one task does: read consecutive parts and add them up in order."""
     result = Aggregate()
     for index in parts:
-        table = run.read_part(index, COLUMNS)
-        result.add(_sum_part(table, grid[0] * grid[1]))
+        result.add(sum_part(run.read_part(index, COLUMNS), grid))
     return result
 
 
-def _sum_part(table: pa.Table, cells: int) -> Aggregate:
+def sum_part(table: pa.Table, grid: tuple[int, int]) -> Aggregate:
+    """What one part's rows, with COLUMNS at least, add to an aggregate."""
     first = table.filter(pc.fill_null(pc.equal(table["target_rank"], 0), True))
     explained = table.filter(pc.equal(table["status"], "ok"))
     names = explained.select(["target", "target_name"]).group_by(["target", "target_name"])
     return Aggregate(
         images=first.num_rows,
         statuses=Counter(first["status"].to_pylist()),
-        sums=_sums(explained, cells),
+        sums=_sums(explained, grid[0] * grid[1]),
         names={row["target"]: row["target_name"] for row in names.aggregate([]).to_pylist()},
         digests=[table.schema.metadata[schema.CONTENT_DIGEST.encode()]],
     )

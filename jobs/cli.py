@@ -46,17 +46,28 @@ class Export:
     """JSON file of fsspec options for writing the copy."""
 
 
+@dataclass(frozen=True)
+class Verify:
+    """Check that a run is whole: every row, part, digest and total; exits 1 with a list if not."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory: a path or any fsspec URL."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading the run and its manifest."""
+
+
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
 
 def main() -> None:
     """Run one sub-command and exit with its code."""
     logging.basicConfig(level=logging.WARNING)
-    command: ExplainConfig | Demo | Export = tyro.cli(
+    command: ExplainConfig | Demo | Export | Verify = tyro.cli(
         Command,
         prog="saliency",
         description="Explain every image of a dataset, and see where a vision transformer looks.",
@@ -65,7 +76,7 @@ def main() -> None:
     sys.exit(run(command))
 
 
-def run(command: ExplainConfig | Demo | Export) -> Exit:
+def run(command: ExplainConfig | Demo | Export | Verify) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True)
     set_ray_environment(command.execution.address if isinstance(command, ExplainConfig) else None)
@@ -93,7 +104,7 @@ def run(command: ExplainConfig | Demo | Export) -> Exit:
         return Exit.BUG
 
 
-def _start(command: ExplainConfig | Demo | Export, console: Console) -> Exit:
+def _start(command: ExplainConfig | Demo | Export | Verify, console: Console) -> Exit:
     if isinstance(command, Demo):
         from jobs.demo import demo
 
@@ -103,6 +114,10 @@ def _start(command: ExplainConfig | Demo | Export, console: Console) -> Exit:
 
         storages = command.input_storage, command.output_storage
         return export(Request(command.run, command.out, command.sort_by, *storages), console)
+    if isinstance(command, Verify):
+        from jobs import verify
+
+        return verify.verify(verify.Request(command.run, command.input_storage), console)
     from jobs.explain import explain
 
     return explain(command, console)

@@ -22,14 +22,7 @@ def read_images(config: InputConfig, extended: Run | None, options: Mapping[str,
 
     Raises ManifestError, NothingNew, StorageUnavailable.
     """
-    selection = Selection(
-        where=config.where,
-        classes=tuple(name.strip() for name in (config.classes or "").split(",") if name.strip()),
-        known=None if extended is None else _known(extended),
-        sample=config.sample,
-        seed=config.seed,
-        limit=config.limit,
-    )
+    selection = selection_of(config, None if extended is None else _known(extended))
     if config.images is not None:
         return read_folder(named(config.images, options), selection)
     names = ColumnNames(config.uri_column, config.label_column, config.id_column)
@@ -39,6 +32,18 @@ def read_images(config: InputConfig, extended: Run | None, options: Mapping[str,
 def may_be_local(config: InputConfig) -> bool:
     """Whether the manifest may name local files and private hosts: one's own, or by permission."""
     return config.allow_local or Location(config.images or config.manifest or "").is_local
+
+
+def selection_of(config: InputConfig, known: pa.Array | None) -> Selection:
+    """Which of the rows are meant; `known` are the image_ids that the run to extend has."""
+    return Selection(
+        where=config.where,
+        classes=tuple(name.strip() for name in (config.classes or "").split(",") if name.strip()),
+        known=known,
+        sample=config.sample,
+        seed=config.seed,
+        limit=config.limit,
+    )
 
 
 def extended_run(config: ExplainConfig, options: Mapping[str, Any]) -> Run | None:

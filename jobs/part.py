@@ -4,7 +4,7 @@ Columns are made whole, never row by row: a GPU explains thousands of images a s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ OF_THE_IMAGE = (
     "status", "error", "width", "height", "format", "mode", "has_exif", "jpeg_quality",
     "contrast", "sharpness",
 )  # fmt: skip
+
+OVERFLOW = "the model's outputs overflow on this image"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,20 @@ class Chunk:
             Explanation.concatenated(explained) if explained else None,
         )
 
+    def finite(self) -> "Chunk":
+        """The same, but an image whose logits or scores overflowed has a status, and no map."""
+        if self.explained is None or (is_finite := self.explained.is_finite).all():
+            return self
+        verdicts = iter(is_finite.tolist())
+        images = [
+            image
+            if image.status != "ok" or next(verdicts)
+            else replace(image, status="not_finite", error=OVERFLOW)
+            for image in self.images
+        ]
+        explained = self.explained.only(is_finite) if is_finite.any() else None
+        return replace(self, images=images, explained=explained)
+
 
 class RowMaker:
     """Makes the rows of one run's parts: one an image, or one a target of an explained image."""
@@ -60,6 +76,7 @@ class RowMaker:
 
     def rows(self, manifest_rows: pa.Table, chunk: Chunk) -> pa.Table:
         """The rows of a chunk of images; `manifest_rows` are those of its images alone."""
+        chunk = chunk.finite()
         images = self._of_images(manifest_rows, chunk)
         explained = chunk.explained
         ok = np.array([image.status == "ok" for image in chunk.images])

@@ -36,6 +36,15 @@ def most_rows(targets_per_image: int) -> int:
     return max(1, MOST_ROWS_OF_A_PART // targets_per_image)
 
 
+def planned(
+    rows: int, groups: Sequence[Sequence[int]], size: int, targets_per_image: int
+) -> list[Shard]:
+    """The shards of a manifest: along the row groups of the files that hold images, if any do."""
+    if groups:
+        return grouped_shards(groups, size, most_rows(targets_per_image))
+    return shards(rows, size)
+
+
 def shards(rows: int, size: int) -> list[Shard]:
     """Cut `rows` manifest rows into shards of `size`; the last may be shorter."""
     return _numbered([min(size, rows - start) for start in range(0, rows, size)])

@@ -12,7 +12,7 @@ from explainer.models import ModelError, PreprocessingOverrides
 from jobs.config import ConfigurationError, ExplainConfig, MethodConfig, ModelConfig
 from jobs.images import check_extends, extended_run, may_be_local, read_images
 from jobs.options import check_writable, read_options
-from jobs.plan import Shard, grouped_shards, most_rows, shard_size, shards
+from jobs.plan import Shard, planned, shard_size
 from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
 from storage.manifests import Manifest, ManifestError, NothingNew
@@ -53,12 +53,9 @@ class Prepared:
         return self.manifest.rows
 
     def shards(self) -> list[Shard]:
-        """The manifest's rows, cut: along the files that hold the images where there are such."""
-        size = self.description["shard_size"]
-        if self.manifest.groups:
-            most = most_rows(self.description["targets_per_image"])
-            return grouped_shards(self.manifest.groups, size, most)
-        return shards(self.rows, size)
+        """The manifest's rows, cut."""
+        size, targets = (self.description[n] for n in ("shard_size", "targets_per_image"))
+        return planned(self.rows, self.manifest.groups, size, targets)
 
     @property
     def labels_unknown(self) -> int:

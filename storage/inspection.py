@@ -32,8 +32,9 @@ class Inspection:
 def inspect(tables: Callable[[], Iterator[pa.Table]]) -> Inspection:
     """Read all rows once, and again only to name image_ids that occur twice.
 
-    Memory grows by 8 bytes a row: a hash of each image_id. Raises ValueError for repeated
-    image_ids and for a label that is text in some rows and an integer in others.
+    Memory grows by 8 bytes a row, a hash of each image_id, and with each further label. Raises
+    ValueError for repeated image_ids and for a label that is text in some rows and an integer in
+    others.
     """
     digest, labels = TableDigest(), Counter[Label]()
     hashes: list[NDArray[np.uint64]] = []
@@ -41,8 +42,8 @@ def inspect(tables: Callable[[], Iterator[pa.Table]]) -> Inspection:
     for table in tables():
         digest.update(table)
         counts = pc.value_counts(table.column("label"))
-        for label, count in zip(counts.field("values"), counts.field("counts"), strict=True):
-            labels[label.as_py()] += count.as_py()
+        values, times = (counts.field(name).to_pylist() for name in ("values", "counts"))
+        labels.update(dict(zip(values, times, strict=True)))
         hashes.append(hashed(table.column("image_id")))
         groups.add(table)
     rows = sum(map(len, hashes))

@@ -16,6 +16,7 @@ from pathlib import Path
 _TEMPORARY = ".partial"
 # Folders that are listed at the same time: on a network's file system each takes a while.
 _LISTERS = 16
+_LEADS_NOWHERE = {errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 
 
@@ -36,7 +37,7 @@ def names(folder: str) -> list[str]:
     """Sorted names of the files in a folder, less the temporary ones; [] if there is no folder."""
     try:
         with os.scandir(folder) as entries:
-            found = [entry.name for entry in entries if not entry.is_dir()]
+            found = [entry.name for entry in entries if not _is_folder(entry)]
     except FileNotFoundError:
         return []
     return sorted(n for n in found if not (n.startswith(".") and n.endswith(_TEMPORARY)))
@@ -74,11 +75,21 @@ def _scan(root: str, folder: _Folder) -> tuple[list[str], list[_Folder]]:
     with os.scandir(os.path.join(root, folder.path)) as entries:
         for entry in entries:
             below = posixpath.join(folder.path, entry.name)
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(_Folder(below, folder.above | {here}))
             else:
                 files.append(below)
     return files, folders
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether to look inside; a link that leads nowhere is told when its file is read."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in _LEADS_NOWHERE:
+            return False
+        raise
 
 
 def create(path: str, data: bytes) -> bool:

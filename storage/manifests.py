@@ -13,7 +13,7 @@ from storage.columns import IN_PARQUET, IN_TAR, ColumnNames, normalised, to_stor
 from storage.formats import READERS, UNTYPED, Source, Wanted, damage_is_bad_input, image_column
 from storage.inspection import Label, inspect
 from storage.locations import Location
-from storage.rows import RowFile, RowSource, snapshot
+from storage.rows import COLUMNS, RowFile, RowSource, snapshot
 from storage.selection import Condition, Selection
 from storage.snapshots import encode, rows_of, typed, without_secrets
 from storage.tars import IMAGE_EXTENSIONS
@@ -112,6 +112,30 @@ def read_manifest(
     except (OSError, ValueError, ImportError) as error:
         raise ManifestError(f"cannot read the manifest: {error}") from error
     return _with_rows(manifest, location, selection)
+
+
+def read_stored(location: Location) -> Manifest:
+    """The manifest that a run keeps in its manifest.parquet. Raises ManifestError,
+    StorageUnavailable.
+    """
+
+    def read() -> Manifest:
+        with location.open() as file, damage_is_bad_input():
+            metadata = pq.read_metadata(file)
+        found = metadata.schema.to_arrow_schema().names
+        lacking = [name for name in COLUMNS if name not in found]
+        if lacking:
+            raise ValueError(f"{location} lacks the columns {', '.join(lacking)}: was it edited?")
+        places = tuple(name for name in (*IN_TAR, *IN_PARQUET) if name in found)
+        source = snapshot(RowFile(location, metadata.num_rows), places)
+        with damage_is_bad_input():
+            seen = inspect(source.tables)
+        return Manifest(seen.rows, seen.digest, seen.labels, seen.groups, places, None, source)
+
+    try:
+        return location.attempt(read)
+    except (OSError, ValueError, ImportError) as error:
+        raise ManifestError(f"cannot read the manifest: {error}") from error
 
 
 def _with_rows(manifest: Manifest, location: Location, selection: Selection) -> Manifest:

@@ -1,16 +1,20 @@
 """All parts of a run: read once, in order, by several threads, and checked while they pass."""
 
+import io
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from storage.digests import table_digest
+from storage.formats import damage_is_bad_input
 from storage.runs import Run, part_name
 from storage.schema import CONTENT_DIGEST
 
@@ -39,29 +43,17 @@ class Parts:
         return sha256(b"".join(self._digests)).hexdigest()
 
     def read(self, threads: int) -> Generator[pa.Table, None, None]:
-        """Every committed part, whole. Raises PartsDamaged, and what Run.read_part raises."""
+        """Every committed part, whole. Raises what `read_whole` raises."""
         committed = sorted(self.run.committed())
         if not committed:
             raise PartsDamaged(f"{self.run.root} has no parts")
-        for part in in_order(self._read, committed, threads):
+        for part in in_order(partial(read_whole, self.run), committed, threads):
             self._check_order(part)
             metadata = part.schema.metadata
             known = self.metadata if self._digests else metadata
             self.metadata = {k: v for k, v in known.items() if metadata.get(k) == v}
             self._digests.append(metadata[_DIGEST])
             yield part
-
-    def _read(self, index: int) -> pa.Table:
-        try:
-            part = self.run.read_part(index)
-        except (FileNotFoundError, ValueError) as error:
-            raise PartsDamaged(f"cannot read a part: {error}") from error
-        if (part.schema.metadata or {}).get(_DIGEST, b"").decode() != table_digest(part):
-            raise PartsDamaged(
-                f"{self.run.root}: the rows of {part_name(index)} are not those that its "
-                "content_digest was made of"
-            )
-        return part
 
     def _check_order(self, part: pa.Table) -> None:
         rows = np.append(self._last[0], part["row"].to_numpy())
@@ -73,6 +65,26 @@ class Parts:
                 f"row {rows[1]}, or repeat rows: was a part copied or renamed?"
             )
         self._last = int(rows[-1]), int(ranks[-1])
+
+
+def read_whole(run: Run, index: int) -> pa.Table:
+    """A part with all columns, whose rows are those that its content_digest was made of.
+
+    Raises PartsDamaged where it is gone, is no Parquet or has other rows; StorageUnavailable.
+    """
+    try:
+        data = run.part(index).read()
+        with damage_is_bad_input():
+            part = pq.read_table(io.BytesIO(data))
+            digest = table_digest(part)
+    except (OSError, ValueError, TypeError) as error:
+        raise PartsDamaged(f"cannot read a part: {run.part(index)}: {error}") from error
+    if (part.schema.metadata or {}).get(_DIGEST, b"") != digest.encode():
+        raise PartsDamaged(
+            f"{run.root}: the rows of {part_name(index)} are not those that its content_digest was "
+            "made of"
+        )
+    return part
 
 
 def in_order(

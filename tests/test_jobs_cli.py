@@ -18,7 +18,7 @@ def saliency(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["explain"], ["demo"], ["export"]])
+@pytest.mark.parametrize("arguments", [[], ["explain"], ["demo"], ["export"], ["verify"]])
 def test_help_is_quick_and_loads_neither_torch_nor_ray(arguments):
     seconds = []
     for _ in range(3):
