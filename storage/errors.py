@@ -63,6 +63,10 @@ def translated(url: str, options: Mapping[str, Any]) -> Iterator[None]:
     except Exception as error:  # every filesystem brings its own exception classes
         if isinstance(error.__cause__, Refused):  # fsspec says that there is no such file
             raise error.__cause__ from None
+        if isinstance(error, TypeError) and options and "unexpected keyword" in str(error):
+            scheme = url.partition("://")[0]  # without the text, which may hold an option's value
+            rule = f"the options given are not for {scheme}:// urls"
+            raise ValueError(f"{shown(url)}: {rule}") from None
         kind = _kind(error)
         if kind is None:
             raise

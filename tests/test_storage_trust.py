@@ -297,3 +297,19 @@ def test_parquet_with_images_of_a_private_store_is_read_by_permission(
     assert fetch(pa.table(places), Reading({}, "image"))[0].data == b"picture"
     (got,) = fetch(pa.table(places), Reading({}, "image", allow_local=False))
     assert got.status == "denied"
+
+
+def test_options_of_another_store_are_one_image_s_error_and_are_not_quoted(
+    serve: Callable[[str], Server],
+) -> None:
+    server = serve("127.0.0.1")
+    for uri, options in (
+        (f"{server.url}/a.jpg?Signature=hush", {"key": "hush", "secret": "hush"}),
+        ("s3://bucket/a.jpg", {"headers": {"Authorization": "hush"}}),
+    ):
+        scheme = uri.partition("://")[0]
+        got = fetch_one(uri, options)
+        assert got.status == "unsupported"
+        plain = uri.partition("?")[0]
+        assert got.error == f"{plain}: the options given are not for {scheme}:// urls"
+    assert server.asked == []
