@@ -20,7 +20,7 @@ class Demo:
     """Draw a dataset with planted shortcuts, explain it with a model that fell for them."""
 
     out: str = "saliency-demo"
-    """Where to write pictures and run: a path or any fsspec URL."""
+    """Where to write pictures and run: a path or a URL (s3://...)."""
     images: int = 480
     """How many pictures to draw."""
     output_storage: str | None = None
@@ -33,9 +33,9 @@ class Export:
     skip all others."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's directory: a path or any fsspec URL."""
+    """The run's directory: a path or a URL (s3://...)."""
     out: str
-    """Where the copy goes, an empty folder: a path or any fsspec URL."""
+    """Where the copy goes, an empty folder: a path or a URL (s3://...)."""
     to: Literal["parquet"] = "parquet"
     """Format of the copy."""
     sort_by: Literal["target", "label", "predicted"] = "target"
@@ -51,7 +51,7 @@ class Verify:
     """Check that a run is whole: every row, part, digest and total; exits 1 with a list if not."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run's directory: a path or any fsspec URL."""
+    """The run's directory: a path or a URL (s3://...)."""
     input_storage: str | None = None
     """JSON file of fsspec options for reading the run and its manifest."""
 

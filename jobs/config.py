@@ -22,7 +22,7 @@ class InputConfig:
     """The images."""
 
     images: str | None = None
-    """Folder of images, one sub-folder a class or flat: a path or any fsspec URL (s3://...)."""
+    """Folder of images, one sub-folder a class or flat: a path or a URL (s3://...)."""
     manifest: str | None = None
     """What lists the images (Parquet, CSV, JSON lines: a column `uri`, optionally `label` and
     `image_id`) or holds them (Parquet with image bytes, tar shards): a file, a folder or a glob."""
@@ -138,7 +138,7 @@ class ExplainConfig:
 
     model: ModelConfig
     out: str
-    """The run's directory: a path or any fsspec URL."""
+    """The run's directory: a path or a URL (s3://...)."""
     input: InputConfig = field(default_factory=InputConfig)
     method: MethodConfig = field(default_factory=MethodConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)

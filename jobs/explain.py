@@ -2,11 +2,12 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
@@ -45,10 +46,8 @@ def explain(config: ExplainConfig, console: Console, replica: type[Replica] = Re
         return Exit.COMPLETE
 
     run = open_or_create(prepared.out, prepared.description)
-    todo = remaining(planned, run.committed())
-    finished = run.read_summary()
-    if not todo and finished is not None and finished["state"] in FINISHED:
-        return summary.tell_finished(console, run, config, finished)
+    if (known := finished(run, remaining(planned, run.committed()))) is not None:
+        return summary.tell_finished(console, run, config, known)
 
     summary.warn_unless_conditional(console, run)
     if prepared.manifest.data is not None:
@@ -69,6 +68,8 @@ def _explain_held(
     """Do what is left of a run that this driver holds, and close it or say what is missing."""
     planned, signals = prepared.shards(), Signals()
     todo = remaining(planned, run.committed())
+    if (known := finished(run, todo)) is not None:  # by the driver that was waited for
+        return summary.tell_finished(console, run, config, known)
     summary.start(run, prepared, attempt)
     cluster = connected(config.execution.address) if needs_ray(todo, planned) else nullcontext()
     with stopping(attempt, signals), cluster, signals.caught():
@@ -81,6 +82,12 @@ def _explain_held(
         return summary.incomplete(console, run, prepared, attempt, missing)
     tolerated = config.execution.max_failed
     return summary.complete(console, run, prepared, attempt, attempt.result, tolerated)
+
+
+def finished(run: Run, todo: list[Shard]) -> Mapping[str, Any] | None:
+    """The summary of a run whose every shard is written and summed up, else None."""
+    known = None if todo else run.read_summary()
+    return known if known is not None and known["state"] in FINISHED else None
 
 
 def needs_ray(todo: list[Shard], planned: list[Shard]) -> bool:

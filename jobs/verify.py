@@ -17,11 +17,12 @@ from jobs.options import read_options
 from jobs.partcheck import Rule, form_problems, manifest_problems, row_problems
 from jobs.plan import Shard, planned
 from jobs.totals import total_problems, unlike
-from storage.locations import Location
+from storage.columns import to_store
 from storage.manifests import Manifest, ManifestError, read_stored
 from storage.parts import PartsDamaged, in_order, read_whole
 from storage.rows import RowSource
 from storage.runs import FINISHED, NotARun, Run, fingerprint, open_run, part_name
+from storage.trust import named
 
 MOST_TOLD = 20
 READERS = 16
@@ -91,7 +92,7 @@ def verify(request: Request, console: Console) -> Exit:
     """
     try:
         options = read_options(request.input_storage)
-        run = open_run(Location(request.run, options))
+        run = open_run(named(request.run, options))
         found = Verification(run, _rule(run))
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError([f"RUN: {error}"]) from error
@@ -254,7 +255,8 @@ def _check_part(
     problems += row_problems(part, shard, rule)
     if source is not None:
         try:
-            problems += manifest_problems(part, source.read(shard.start, shard.stop), shard)
+            listed = to_store(source.read(shard.start, shard.stop))
+            problems += manifest_problems(part, listed, shard)
         except (OSError, ValueError) as error:
             problems.append(f"its rows of the manifest cannot be read: {error}")
     return Checked(index, problems, rows, sum_part(part, rule.grid))

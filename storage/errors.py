@@ -64,14 +64,19 @@ def translated(url: str, options: Mapping[str, Any]) -> Iterator[None]:
         if isinstance(error.__cause__, Refused):  # fsspec says that there is no such file
             raise error.__cause__ from None
         if isinstance(error, TypeError) and options and "unexpected keyword" in str(error):
-            scheme = url.partition("://")[0]  # without the text, which may hold an option's value
-            rule = f"the options given are not for {scheme}:// urls"
-            raise ValueError(f"{shown(url)}: {rule}") from None
+            error = foreign_options(url.partition("://")[0])
         kind = _kind(error)
         if kind is None:
             raise
         # Without the cause: its text may hold a signed url.
         raise kind(f"{shown(url)}: {_reason(error, url, options)}") from None
+
+
+def foreign_options(protocol: str) -> ValueError:
+    """Options of another store were given; their values, which a client's own text may hold, are
+    not told.
+    """
+    return ValueError(f"the options given are not for {protocol}:// urls")
 
 
 def response_code(error: BaseException) -> tuple[str, int]:

@@ -54,7 +54,7 @@ class Reading:
     image_column: str | None = None
     concurrency: int = 16
     max_bytes: int = MAX_BYTES
-    allow_local: bool = True
+    allow_local: bool = False
 
     def location(self, uri: str) -> Location:
         """Where a row's uri leads. Raises trust.Refused where it may not be read."""

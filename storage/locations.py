@@ -23,7 +23,13 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import tokenize
 
 from storage import local
-from storage.errors import CredentialsRefused, StorageUnavailable, response_code, translated
+from storage.errors import (
+    CredentialsRefused,
+    StorageUnavailable,
+    foreign_options,
+    response_code,
+    translated,
+)
 from storage.shown import shown
 
 __all__ = ["CredentialsRefused", "Location", "StorageUnavailable", "creates_conditionally"]
@@ -225,7 +231,7 @@ class Location:
             # A range keeps s3fs from asking for the size first: one request instead of two, and
             # the refusal of a GET says why, where that of a HEAD has no body.
             return bytes(self.filesystem.cat_file(self.path, start=start, end=end))
-        except Exception as error:
+        except Exception as error:  # every client has a class of its own for it
             code, status = response_code(error)
             if code == "InvalidRange" or status == 416:
                 return b""  # no range of an empty object can be satisfied
@@ -304,8 +310,8 @@ def _new_filesystem(protocol: str, options: Mapping[str, Any]) -> AbstractFileSy
     if not _is_s3(f"{protocol}://"):
         try:
             return kind(**{"skip_instance_cache": True, **options})
-        except TypeError:  # without the cause: its text may hold an option's value
-            raise ValueError(f"the options given are not for {protocol}:// urls") from None
+        except TypeError:
+            raise foreign_options(protocol) from None
     config = {**_S3_CONFIG, **options.get("config_kwargs", {})}
     options = {"use_listings_cache": False, **options, "config_kwargs": config}
     filesystem = kind(**options, skip_instance_cache=True)

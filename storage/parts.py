@@ -70,6 +70,7 @@ class Parts:
 def read_whole(run: Run, index: int) -> pa.Table:
     """A part with all columns, whose rows are those that its content_digest was made of.
 
+    Read before it is parsed: of a stream, Arrow's OSError for a damaged page would be the store's.
     Raises PartsDamaged where it is gone, is no Parquet or has other rows; StorageUnavailable.
     """
     try:

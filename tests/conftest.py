@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +313,53 @@ def small_config(
         input=InputConfig(images=str(image_folder)),
         execution=ExecutionConfig(address=ray_address, replicas=2, batch_size=8),
     )
+
+
+@pytest.fixture
+def config(small_config: ExplainConfig, tmp_path: Path) -> ExplainConfig:
+    """With one replica, since each costs seconds to start, and a place of its own."""
+    execution = replace(small_config.execution, replicas=1)
+    return replace(small_config, out=str(tmp_path / "run"), execution=execution)
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> Callable[[Location], list[dict[str, Any]]]:
+    """All rows of the run at a place, in order of the manifest; maps as they are stored."""
+    from storage.runs import open_run
+
+    def rows(root: Location) -> list[dict[str, Any]]:
+        run = open_run(root)
+        parts = [run.read_part(index) for index in sorted(run.committed())]
+        return [row for part in parts for row in part.to_pylist()]
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def job_of() -> Callable[..., Any]:
+    """What a worker is told of a manifest's images, with a tiny model made of `arguments`."""
+    from explainer import ReciproCam, Target, load_model
+    from jobs.worker import Job
+    from storage.images import Reading
+    from storage.runs import open_or_create
+
+    def job(manifest: Any, out: Path, arguments: dict[str, Any]) -> Job:
+        run = open_or_create(Location(str(out)), {"fingerprint_of": {"a": 1}})
+        run.manifest.create(manifest.data)
+        return Job(
+            model=load_model("vit_tiny_patch16_224", seed=0, model_args=arguments),
+            method=ReciproCam(),
+            target=Target("predicted"),
+            run=run,
+            rows=manifest.source(run.manifest),
+            reading=Reading({}, allow_local=True),
+            batch_size=4,
+            precision="float32",
+            device="cpu",
+            threads=None,
+        )
+
+    return job
 
 
 @pytest.fixture(scope="session")

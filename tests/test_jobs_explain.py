@@ -22,24 +22,7 @@ ROWS = 60
 Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 
 
-@pytest.fixture
-def config(small_config: ExplainConfig, tmp_path: Path) -> ExplainConfig:
-    """One replica, and a place of its own."""
-    execution = replace(small_config.execution, replicas=1)
-    return replace(small_config, out=str(tmp_path / "run"), execution=execution)
-
-
-def rows_of(root: Location) -> list[dict]:
-    """All rows of a run in order of the manifest; maps as they are stored."""
-    stored = open_run(root)
-    tables = [stored.read_part(index) for index in sorted(stored.committed())]
-    return sorted(
-        (row for table in tables for row in table.to_pylist()),
-        key=lambda row: (row["row"], row["target_rank"] or 0),
-    )
-
-
-def test_local_and_s3_runs_hold_the_same_rows(run_job, finished, s3, tmp_path):
+def test_local_and_s3_runs_hold_the_same_rows(run_job, finished, s3, tmp_path, rows_of):
     options = tmp_path / "options.json"
     options.write_text(json.dumps(s3.options))
     uploaded = s3.location("images")
@@ -153,7 +136,7 @@ def test_another_fingerprint_is_refused_with_the_difference(run_job, finished):
         run_job(other)
 
 
-def test_replicas_and_batch_size_change_no_row(run_job, config, finished):
+def test_replicas_and_batch_size_change_no_row(run_job, config, finished, rows_of):
     other = replace(config, execution=replace(config.execution, batch_size=5))
     assert other.execution.replicas != finished.execution.replicas
     assert run_job(other)[0] is Exit.COMPLETE
@@ -165,7 +148,9 @@ def test_replicas_and_batch_size_change_no_row(run_job, config, finished):
         assert theirs["score_max"] == pytest.approx(mine["score_max"], abs=1e-3 * span)
 
 
-def test_bad_images_are_rows_and_odd_names_are_names(run_job, config, image_folder, tmp_path):
+def test_bad_images_are_rows_and_odd_names_are_names(
+    run_job, config, image_folder, tmp_path, rows_of
+):
     images = tmp_path / "im[/b]ages #1?"
     folder = images / "cl[/red]ass"
     folder.mkdir(parents=True)
@@ -290,7 +275,9 @@ def store(image_folder: Path) -> Iterator[type[Store]]:
         thread.join()
 
 
-def test_an_outage_leaves_shards_undone_and_makes_no_rows(run_job, config, store, tmp_path):
+def test_an_outage_leaves_shards_undone_and_makes_no_rows(
+    run_job, config, store, tmp_path, rows_of
+):
     manifest = tmp_path / "m.csv"
     manifest.write_text("uri\n" + "".join(f"{store.url}/{i}.jpg\n" for i in range(20)))
     remote = replace(config, input=InputConfig(manifest=str(manifest)))

@@ -21,18 +21,6 @@ Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 OF_THE_SOURCE = {"run", "uri", "image_id"}
 
 
-@pytest.fixture
-def config(small_config: ExplainConfig) -> ExplainConfig:
-    """With one replica: each costs seconds to start."""
-    return replace(small_config, execution=replace(small_config.execution, replicas=1))
-
-
-def rows_of(out: str) -> list[dict]:
-    stored = open_run(Location(out))
-    tables = [stored.read_part(index) for index in sorted(stored.committed())]
-    return pa.concat_tables(tables).to_pylist()
-
-
 def packed(folder: Path, to: Path) -> dict[str, InputConfig]:
     """The pictures of a folder in every format, in the same order."""
     paths = sorted(folder.rglob("*.*g"), key=lambda path: path.relative_to(folder).as_posix())
@@ -55,14 +43,14 @@ def packed(folder: Path, to: Path) -> dict[str, InputConfig]:
 
 
 def test_the_same_rows_come_out_of_every_format(
-    run_job: Runner, config: ExplainConfig, image_folder: Path, tmp_path: Path
+    run_job: Runner, config: ExplainConfig, image_folder: Path, tmp_path: Path, rows_of
 ) -> None:
     found = {}
     for name, images in packed(image_folder, tmp_path).items():
         config = replace(config, input=images, out=str(tmp_path / f"run-{name}"))
         code, told = run_job(config)
         assert code is Exit.COMPLETE, told
-        found[name] = rows_of(config.out)
+        found[name] = rows_of(Location(config.out))
     assert len(found["folder"]) == 60
     for name, rows in found.items():
         for mine, theirs in zip(found["folder"], rows, strict=True):
@@ -82,7 +70,7 @@ def test_the_same_rows_come_out_of_every_format(
 
 
 def test_a_grown_dataset_explains_only_its_new_rows(
-    run_job: Runner, finished: ExplainConfig, image_folder: Path, tmp_path: Path
+    run_job: Runner, finished: ExplainConfig, image_folder: Path, tmp_path: Path, rows_of
 ) -> None:
     grown = tmp_path / "grown"
     shutil.copytree(image_folder, grown)
@@ -97,7 +85,7 @@ def test_a_grown_dataset_explains_only_its_new_rows(
     shutil.copy(grown / "ant" / "003.jpg", grown / "bee" / "new.jpg")
     code, told = run_job(more)
     assert code is Exit.COMPLETE, told
-    assert [row["image_id"] for row in rows_of(more.out)] == ["bee/new.jpg"]
+    assert [row["image_id"] for row in rows_of(Location(more.out))] == ["bee/new.jpg"]
     assert open_run(Location(more.out)).description["config"]["input"]["extend"] == finished.out
     other = replace(more, method=MethodConfig(block=-1), out=str(tmp_path / "other"))
     with pytest.raises(ConfigurationError, match=r"(?s)has other settings:.*method\.block: run ha"):
@@ -111,7 +99,7 @@ def test_a_grown_dataset_explains_only_its_new_rows(
 
 
 def test_a_sample_of_one_class_is_explained(
-    run_job: Runner, config: ExplainConfig, tmp_path: Path
+    run_job: Runner, config: ExplainConfig, tmp_path: Path, rows_of
 ) -> None:
     few = replace(config.input, classes="bee, cat", sample=5, where="label <> 'cat'")
     config = replace(config, input=few, out=str(tmp_path / "few"))
@@ -119,5 +107,5 @@ def test_a_sample_of_one_class_is_explained(
         run_job(config)
     config = replace(config, input=replace(few, classes="bee"))
     assert run_job(config)[0] is Exit.COMPLETE
-    assert {row["label_name"] for row in rows_of(config.out)} == {"bee"}
-    assert len(rows_of(config.out)) == 5
+    assert {row["label_name"] for row in rows_of(Location(config.out))} == {"bee"}
+    assert len(rows_of(Location(config.out))) == 5

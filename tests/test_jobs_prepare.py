@@ -7,8 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
+import torch
 
-from explainer import ReciproCam
+from explainer import ReciproCam, explain, load_model
 from jobs.config import (
     ConfigurationError,
     ExecutionConfig,
@@ -18,7 +20,7 @@ from jobs.config import (
 )
 from jobs.config import ModelConfig as Model
 from jobs.prepare import _without_secrets, prepare
-from storage.runs import fingerprint, open_or_create
+from storage.runs import FingerprintMismatch, fingerprint, open_or_create
 
 
 @pytest.fixture
@@ -227,3 +229,61 @@ def test_manifests_of_every_format_plan_the_same_rows(config, image_folder, tmp_
         from_file = replace(config, input=InputConfig(manifest=str(tmp_path / name)))
         digests.add(prepare(from_file).manifest.digest)
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(config, tmp_path, value):
+    model = load_model(config.model.name, seed=0, model_args=json.loads(config.model.model_args))
+    model.vit.blocks[1].attn.qkv.weight[3, 4] = value
+    model.vit.head.bias[0] = value
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(safetensors.torch.save(dict(model.vit.state_dict())))
+    (line,) = problems(replace(config, model=replace(config.model, checkpoint=str(path))))
+    assert line == (
+        "--model: vit_tiny_patch16_224's weights hold NaN or infinity, in blocks.1.attn.qkv.weight "
+        "and 1 more: no image can be explained with them; give weights that are finite"
+    )
+
+
+def test_a_head_that_is_not_finite_is_refused_too(config, tmp_path):
+    path = tmp_path / "head.safetensors"
+    path.write_bytes(safetensors.torch.save({"weight": torch.full((3, 48), torch.nan)}))
+    (line,) = problems(replace(config, model=replace(config.model, head=str(path))))
+    assert "hold NaN or infinity, in head.weight: " in line
+
+
+def test_a_head_with_one_class_has_logits_and_no_log_odds(config):
+    arguments = json.dumps(json.loads(config.model.model_args) | {"num_classes": 1})
+    one = replace(config, model=replace(config.model, model_args=arguments))
+    (line,) = problems(one)
+    assert line == (
+        "method: log-odds compare a class with the others, and this model has one; use score logit "
+        "(--score logit)"
+    )
+    logit = prepare(replace(one, method=MethodConfig(score="logit")))
+    crops = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    explained = explain(logit.model, crops, target=logit.target, method=logit.method)
+    assert explained.targets.tolist() == [[0], [0]]
+    assert explained.is_finite.all()
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
+def test_a_manifest_that_changed_between_two_starts_is_refused(config, tmp_path, name):
+    def write(uris: list[str]) -> ExplainConfig:
+        table = pa.table({"uri": uris})
+        if name == "list.csv":
+            table.to_pandas().to_csv(tmp_path / name, index=False)
+        else:
+            pq.write_table(table, tmp_path / name)
+        return replace(config, input=InputConfig(manifest=str(tmp_path / name)))
+
+    first = prepare(write(["/a", "/b"]))
+    open_or_create(first.out, first.description)
+    same = prepare(write(["/a", "/b"]))
+    open_or_create(same.out, same.description)
+    other = prepare(write(["/a", "/c"]))
+    digests = [json.dumps(each.manifest.digest) for each in (first, other)]
+    wanted = f"  manifest: run has {digests[0]}, this command has {digests[1]}"
+    with pytest.raises(FingerprintMismatch) as caught:
+        open_or_create(other.out, other.description)
+    assert wanted in str(caught.value).splitlines()

@@ -16,27 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from rich.console import Console
 
 from jobs.config import ConfigurationError, Exit, ExplainConfig, InputConfig
 from jobs.prepare import prepare
+from jobs.verify import Request, verify
 from storage.locations import Location
 from storage.runs import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 Runner = Callable[[ExplainConfig], tuple[Exit, str]]
-
-
-@pytest.fixture
-def config(small_config: ExplainConfig, tmp_path: Path) -> ExplainConfig:
-    """One replica, and a place of its own."""
-    execution = replace(small_config.execution, replicas=1)
-    return replace(small_config, out=str(tmp_path / "run"), execution=execution)
-
-
-def rows_of(out: str) -> list[dict]:
-    stored = open_run(Location(out))
-    tables = [stored.read_part(index) for index in sorted(stored.committed())]
-    return [row for table in tables for row in table.to_pylist()]
 
 
 def refuse_secrets(folder: str | Path, secrets: list[str]) -> int:
@@ -90,7 +79,7 @@ def signed(image_folder: Path) -> Iterator[type[Signed]]:
 
 
 def test_a_remote_manifest_of_local_files_ends_with_rows_and_exit_3(
-    run_job, config, image_folder, signed, tmp_path
+    run_job, config, image_folder, signed, tmp_path, rows_of
 ):
     picture = str(image_folder / "bee" / "001.jpg")
     forbidden = [picture, f"file://{picture}", f"simplecache::file://{picture}", f"{signed.url}/a"]
@@ -100,7 +89,7 @@ def test_a_remote_manifest_of_local_files_ends_with_rows_and_exit_3(
     given = InputConfig(manifest=f"{signed.plain}/m.jsonl")
     code, told = run_job(replace(config, input=given))
     assert code is Exit.TOO_MANY_FAILED, told
-    stored = rows_of(config.out)
+    stored = rows_of(Location(config.out))
     assert [row["status"] for row in stored] == ["denied"] * 10
     assert "a remote manifest may not name local files; give --allow-local" in stored[0]["error"]
     assert "urls that are chained with '::' are not allowed" in stored[2]["error"]
@@ -109,7 +98,7 @@ def test_a_remote_manifest_of_local_files_ends_with_rows_and_exit_3(
     allowed = replace(given, allow_local=True, limit=2)
     again = replace(config, out=str(tmp_path / "allowed"), input=allowed)
     assert run_job(again)[0] is Exit.COMPLETE
-    assert [row["status"] for row in rows_of(again.out)] == ["ok", "ok"]
+    assert [row["status"] for row in rows_of(Location(again.out))] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +140,7 @@ def write_list(signed: type[Signed], path: Path, signature: str, rows: int = 20)
 
 @pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
 def test_signatures_of_urls_are_stored_nowhere_and_a_list_signed_anew_resumes(
-    run_job, config, signed, tmp_path, name
+    run_job, config, signed, tmp_path, name, rows_of
 ):
     first, second = "first-signature", "second-signature"
     execution = replace(config.execution, max_failed=0.1)
@@ -160,7 +149,7 @@ def test_signatures_of_urls_are_stored_nowhere_and_a_list_signed_anew_resumes(
     write_list(signed, tmp_path / name, first)
     code, told = run_job(config)
     assert code is Exit.COMPLETE, told
-    stored = rows_of(config.out)
+    stored = rows_of(Location(config.out))
     plain = [f"{signed.plain}/{i}.jpg" for i in range(19)] + [f"{signed.plain}/bad.jpg"]
     assert [row["uri"] for row in stored] == [row["image_id"] for row in stored] == plain
     assert [row["status"] for row in stored] == ["ok"] * 19 + ["denied"]
@@ -179,11 +168,15 @@ def test_signatures_of_urls_are_stored_nowhere_and_a_list_signed_anew_resumes(
     run.summary.delete()
     code, again = run_job(config)
     assert code is Exit.COMPLETE, again
-    assert rows_of(config.out) == stored
+    assert rows_of(Location(config.out)) == stored
     assert run.part(0).read() == before
     assert Location(config.out).child("attempts").names() == ["1.json", "2.json"]
     assert refuse_secrets(config.out, [first, second, "hush"]) >= 8
-    for text in (told, again):
+    console = Console(file=io.StringIO(), width=200)
+    assert verify(Request(config.out), console) is Exit.COMPLETE, console.file.getvalue()
+    run.part(1).replace(run.part(0).read())  # whose rows are now told beside the manifest's
+    assert verify(Request(config.out), console) is Exit.INCOMPLETE
+    for text in (told, again, console.file.getvalue()):
         assert not [secret for secret in (first, second, "hush") if secret in text]
 
 

@@ -365,6 +365,9 @@ def test_the_command_exits_with_what_it_found_and_waits_for_no_torch(run):
     answer = command(run.root.url)
     assert answer.returncode == 1
     assert answer.stdout.splitlines()[0] == "explanations/part-00000000.parquet is missing"
+    answer = command("simplecache::s3://bucket/run")
+    assert answer.returncode == 2
+    assert "RUN: simplecache::s3://bucket/run: urls that are chained" in answer.stdout
     answer = command(run.root.child("explanations").url)
     assert answer.returncode == 2
     assert "holds no run (no run.json)" in answer.stdout

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from explainer import Explanation, ReciproCam, Target, VitClassifier, explain, load_model
+from explainer import Explanation, Target, VitClassifier, explain, load_model
 from explainer.maps import statistics
 from jobs.aggregate import aggregate, class_heatmaps
 from jobs.loader import Batch, load_batch
@@ -19,29 +19,16 @@ from jobs.worker import ExplainWorker, Job, refuse_outage
 from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
 from storage.manifests import read_folder
-from storage.runs import Run, open_or_create
+from storage.runs import Run
 from storage.schema import explanations, maps_to_numpy
 
 ARGUMENTS = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
 
 
 @pytest.fixture
-def job(image_folder: Path, tmp_path: Path) -> Job:
-    run = open_or_create(Location(str(tmp_path / "run")), {"fingerprint_of": {"a": 1}})
-    manifest = read_folder(Location(str(image_folder)))
-    run.manifest.create(manifest.data)
-    return Job(
-        model=load_model("vit_tiny_patch16_224", seed=0, model_args=ARGUMENTS),
-        method=ReciproCam(),
-        target=Target("top", 2),
-        run=run,
-        rows=manifest.source(run.manifest),
-        reading=Reading({}),
-        batch_size=4,
-        precision="float32",
-        device="cpu",
-        threads=None,
-    )
+def job(job_of, image_folder: Path, tmp_path: Path) -> Job:
+    made = job_of(read_folder(Location(str(image_folder))), tmp_path / "run", ARGUMENTS)
+    return replace(made, target=Target("top", 2))
 
 
 def batches(job: Job, shard: Shard, sizes: list[int] | None = None) -> list[Batch]:

@@ -17,14 +17,11 @@ import pytest
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from explainer import ReciproCam, Target, load_model
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
 from jobs.worker import ExplainWorker, Job
-from storage.images import Reading
 from storage.locations import Location
-from storage.manifests import Manifest, read_folder, read_manifest
-from storage.runs import open_or_create
+from storage.manifests import read_folder, read_manifest
 
 ARGUMENTS = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 NOBODY = 65534
@@ -219,34 +216,22 @@ def zoo() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def rows(zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def rows(
+    zoo: Path, job_of: Any, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """The row of each image, all explained as one shard."""
     manifest = read_folder(Location(str(zoo)))
     (zoo / "deleted.jpg").unlink()
-    made = explained(manifest, tmp_path_factory.mktemp("run"))
+    made = explained(job_of(manifest, tmp_path_factory.mktemp("run"), ARGUMENTS))
     return {row["image_id"]: row for row in made}
 
 
-def explained(manifest: Manifest, folder: Path) -> list[dict[str, Any]]:
-    """The rows of all images of a manifest, as one shard in batches of one."""
-    run = open_or_create(Location(str(folder)), {"fingerprint_of": {}})
-    run.manifest.create(manifest.data)
-    job = Job(
-        model=load_model("vit_tiny_patch16_224", seed=0, model_args=ARGUMENTS),
-        method=ReciproCam(),
-        target=Target("predicted"),
-        run=run,
-        rows=manifest.source(run.manifest),
-        reading=Reading({}),
-        batch_size=32,
-        precision="float32",
-        device="cpu",
-        threads=1,
-    )
-    listed = job.rows.read(0, manifest.rows)
-    batches = [_loaded(job, listed.slice(number, 1)) for number in range(manifest.rows)]
-    ExplainWorker(job).explain_shard(Shard(0, 0, manifest.rows), listed, batches)
-    return run.read_part(0).to_pylist()
+def explained(job: Job) -> list[dict[str, Any]]:
+    """The rows of all images of a job, as one shard in batches of one."""
+    (listed,) = job.rows.tables()
+    batches = [_loaded(job, listed.slice(number, 1)) for number in range(len(listed))]
+    ExplainWorker(job).explain_shard(Shard(0, 0, len(listed)), listed, batches)
+    return job.run.read_part(0).to_pylist()
 
 
 def _loaded(job: Job, rows: Any) -> Batch:
@@ -282,7 +267,7 @@ def test_each_kind_has_its_status_and_says_why(rows, name):
         assert row["target"] is row["saliency"] is row["predicted"] is None
 
 
-def test_rows_of_a_list_without_a_uri_or_with_strange_labels(tmp_path):
+def test_rows_of_a_list_without_a_uri_or_with_strange_labels(tmp_path, job_of):
     (tmp_path / "a.png").write_bytes(PNG)
     lines = [
         "a.png,one,4",
@@ -293,7 +278,8 @@ def test_rows_of_a_list_without_a_uri_or_with_strange_labels(tmp_path):
         "a.png,six,3.0",
     ]
     (tmp_path / "list.csv").write_text("\n".join(["uri,id,label", *lines]))
-    made = explained(read_manifest(Location(str(tmp_path / "list.csv"))), tmp_path / "run")
+    manifest = read_manifest(Location(str(tmp_path / "list.csv")))
+    made = explained(job_of(manifest, tmp_path / "run", ARGUMENTS))
     assert [(row["image_id"], row["label"], row["label_name"], row["status"]) for row in made] == [
         ("one", 4, "4", "ok"),
         ("two", None, "5", "ok"),
@@ -306,13 +292,14 @@ def test_rows_of_a_list_without_a_uri_or_with_strange_labels(tmp_path):
 
 
 @pytest.mark.parametrize(("labels", "label"), [([4, 0], 4), (["4", "0"], 4), (["four", "0"], None)])
-def test_a_label_as_a_number_and_as_text(tmp_path, labels, label):
+def test_a_label_as_a_number_and_as_text(tmp_path, job_of, labels, label):
     (tmp_path / "a.png").write_bytes(PNG)
     lines = [
         json.dumps({"uri": "a.png", "id": str(n), "label": each}) for n, each in enumerate(labels)
     ]
     (tmp_path / "list.jsonl").write_text("\n".join(lines))
-    made = explained(read_manifest(Location(str(tmp_path / "list.jsonl"))), tmp_path / "run")
+    manifest = read_manifest(Location(str(tmp_path / "list.jsonl")))
+    made = explained(job_of(manifest, tmp_path / "run", ARGUMENTS))
     assert [(row["label"], row["label_name"]) for row in made] == [
         (label, str(labels[0])),
         (0, "0"),

@@ -25,7 +25,10 @@ def rows_of(manifest: Manifest, stored: Location) -> pa.Table:
 
 
 def fetched(manifest: Manifest, location: Location, **how: Any) -> list[Fetched]:
-    return fetch(rows_of(manifest, location.child("stored")), Reading(location.options, **how))
+    return fetch(
+        rows_of(manifest, location.child("stored")),
+        Reading(location.options, allow_local=True, **how),
+    )
 
 
 def parquet(table: pa.Table, row_group_size: int = 4) -> bytes:
@@ -142,7 +145,9 @@ def test_tars_are_shards_and_neighbours_are_one_request(location: Location) -> N
     assert rows["image_id"].to_pylist()[4] == "1.tar/0.jpg"
     want = [*IMAGES[:4], *IMAGES[:5], *IMAGES[:6]]
     assert [each.data for each in fetched(manifest, location)] == want
-    back = fetch(rows.take(pa.array(range(14, -1, -3))), Reading(location.options))
+    back = fetch(
+        rows.take(pa.array(range(14, -1, -3))), Reading(location.options, allow_local=True)
+    )
     assert [each.data for each in back] == want[14::-3]
 
 

@@ -30,7 +30,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def fetch_files(uris: list[str | None], options: dict[str, Any], **how: int) -> list[Fetched]:
-    return fetch(pa.table({"uri": pa.array(uris, pa.string())}), Reading(options, **how))
+    return fetch(
+        pa.table({"uri": pa.array(uris, pa.string())}), Reading(options, allow_local=True, **how)
+    )
 
 
 @pytest.fixture

@@ -73,8 +73,11 @@ def serve() -> Iterator[Callable[[str], Server]]:
         server.close()
 
 
-def fetch_one(uri: str, options: dict[str, Any] | None = None, **how: bool) -> Fetched:
-    (got,) = fetch(pa.table({"uri": [uri]}), Reading(options or {}, **how))
+def fetch_one(
+    uri: str, options: dict[str, Any] | None = None, *, allow_local: bool = True
+) -> Fetched:
+    reading = Reading(options or {}, allow_local=allow_local)
+    (got,) = fetch(pa.table({"uri": [uri]}), reading)
     return got
 
 
@@ -189,7 +192,7 @@ def test_a_parquet_file_or_tar_at_a_private_host_is_not_read_either(
     server = serve("127.0.0.1")
     for places in (IN_TAR, IN_PARQUET):
         table = pa.table({"uri": [f"{server.url}/a"]} | {name: [600] for name in places})
-        (got,) = fetch(table, Reading({}, allow_local=False))
+        (got,) = fetch(table, Reading({}))
         assert got.status == "denied"
         assert "the host's address is 127.0.0.1" in str(got.error)
     assert server.asked == []
@@ -207,7 +210,9 @@ def test_a_redirect_from_a_public_host_leads_to_no_private_one(
     assert (got.data, got.status) == (None, "denied")
     assert "the host's address is 127.0.0.2, and a remote manifest may" in str(got.error)
     assert private.asked == []
-    (got,) = fetch(pa.table({"uri": [f"{public.url}/to/{private.url}/a"]}), Reading({}))
+    (got,) = fetch(
+        pa.table({"uri": [f"{public.url}/to/{private.url}/a"]}), Reading({}, allow_local=True)
+    )
     assert got.data == b"secret"
 
 
@@ -294,8 +299,8 @@ def test_parquet_with_images_of_a_private_store_is_read_by_permission(
 ) -> None:
     pq.write_table(pa.table({"image": [b"picture"]}), tmp_path / "a.parquet")
     places = {"uri": [str(tmp_path / "a.parquet")], "row_group": [0], "row_in_group": [0]}
-    assert fetch(pa.table(places), Reading({}, "image"))[0].data == b"picture"
-    (got,) = fetch(pa.table(places), Reading({}, "image", allow_local=False))
+    assert fetch(pa.table(places), Reading({}, "image", allow_local=True))[0].data == b"picture"
+    (got,) = fetch(pa.table(places), Reading({}, "image"))
     assert got.status == "denied"
 
 
