@@ -147,8 +147,8 @@ def _watch(
                 attempt.add(outcome)
                 failed = outcome.shard.rows - outcome.statuses.get("ok", 0)
                 progress.advance(outcome.shard.rows, failed)
-            while pool.losses:
-                progress.tell(f"a replica was lost: {pool.losses.pop()}")
+            while pool.news:
+                progress.tell(pool.news.pop(0))
             progress.show(pool.live, pool.resources.replicas)
             attempt.lease.check()
             if attempt.failed_images > tolerated:

@@ -1,6 +1,7 @@
 """Fetch and decode one batch of a shard: what a loading task does, without Ray."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,13 +27,19 @@ class Batch:
     decode_seconds: float
 
 
-def load_batch(rows: pa.Table, reading: Reading, preprocessing: Preprocessing) -> Batch:
+def load_batch(
+    rows: pa.Table,
+    reading: Reading,
+    preprocessing: Preprocessing,
+    crashed: Mapping[int, str] | None = None,
+) -> Batch:
     """Fetch and decode the images of manifest rows; one that fails keeps its place with a status.
 
-    Raises StorageUnavailable where the storage, not an image, is at fault.
+    Rows at the positions of `crashed` are not touched; their errors are there. Raises
+    StorageUnavailable where the storage, not an image, is at fault.
     """
     started = time.perf_counter()
-    fetched = fetch(rows, reading)
+    fetched = _fetch(rows, reading, crashed or {})
     fetched_at = time.perf_counter()
     decoded = [_decode(item, preprocessing) for item in fetched]
     crops = [image.crop for image in decoded if image.crop is not None]
@@ -44,6 +51,14 @@ def load_batch(rows: pa.Table, reading: Reading, preprocessing: Preprocessing) -
         fetch_seconds=fetched_at - started,
         decode_seconds=time.perf_counter() - fetched_at,
     )
+
+
+def _fetch(rows: pa.Table, reading: Reading, crashed: Mapping[int, str]) -> list[Fetched]:
+    touched = [position for position in range(len(rows)) if position not in crashed]
+    fetched = fetch(rows.take(pa.array(touched, pa.int64())), reading)
+    for position, error in sorted(crashed.items()):
+        fetched.insert(position, Fetched(None, "crashed", error))
+    return fetched
 
 
 def _decode(item: Fetched, preprocessing: Preprocessing) -> Decoded:

@@ -4,21 +4,23 @@ import time
 from collections import Counter, deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
 import torch
 from ray import ObjectRef
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from explainer import PrecisionError
 from jobs.cluster import INFRASTRUCTURE, ClusterError, Resources, reason
 from jobs.config import ConfigurationError, ExecutionConfig
+from jobs.crashes import MOST_CRASHED, Suspicion
 from jobs.loader import load_batch
 from jobs.plan import Shard
 from jobs.replica import Replica, ReplicaInfo
 from jobs.worker import Job, ShardReport
+from storage.locations import StorageUnavailable
 
 MOST_ATTEMPTS = 3
 # A replica is hung when a shard takes so many times as long as the slowest before it, by rows.
@@ -56,8 +58,9 @@ class _Member:
 class Pool:
     """Replicas that explain shards; a lost one is replaced and its shards go back to the queue.
 
-    `replica` is the actor's class. `first_ready` is when the first replica had its model, on the
-    monotonic clock.
+    A shard that kills is searched for the image that does (jobs.crashes). `replica` is the actor's
+    class; `news` are sentences for the user; `first_ready` is when the first replica had its model,
+    on the monotonic clock.
     """
 
     job: Job
@@ -65,10 +68,11 @@ class Pool:
     execution: ExecutionConfig
     replica: type[Replica] = Replica
     replicas: list[ReplicaInfo] = field(default_factory=list)
-    losses: list[str] = field(default_factory=list)
+    news: list[str] = field(default_factory=list)
     first_ready: float | None = None
     _queue: deque[Shard] = field(default_factory=deque)
     _attempts: Counter[int] = field(default_factory=Counter)
+    _suspicions: dict[int, Suspicion] = field(default_factory=dict)
     _calls: dict["ObjectRef[Any]", _Member] = field(default_factory=dict)
     _losses_in_a_row: int = 0
     _slowest: float | None = None
@@ -140,9 +144,13 @@ class Pool:
         """Take one call's result, give its replica the next shard, and say what became of it."""
         member = self._calls.pop(call)
         try:
-            result: ReplicaInfo | ShardReport = ray.get(call)
+            result: ReplicaInfo | ShardReport | None = ray.get(call)
         except RayActorError as error:
             return self._replace(member, job, member.hung or reason(error))
+        except (WorkerCrashedError, OutOfMemoryError) as error:
+            outcome = self._killed(member.shard, "loading task died", reason(error))
+            self._assign(member)
+            return outcome
         except (*INFRASTRUCTURE, torch.OutOfMemoryError) as error:
             outcome = self._retry(member.shard, reason(error))
             self._assign(member)
@@ -153,11 +161,14 @@ class Pool:
         if isinstance(result, ReplicaInfo):
             self._admit(result)
             member.ready = True
-        else:
+        elif result is not None:
             took = (time.monotonic() - member.since) / result.shard.rows
             self._slowest = max(self._slowest or 0.0, took)
+        elif member.shard is not None:
+            self._suspicions[member.shard.index].survived()
+            self._queue.appendleft(member.shard)
         self._assign(member)
-        return None if isinstance(result, ReplicaInfo) else result
+        return result if isinstance(result, ShardReport) else None
 
     def _admit(self, replica: ReplicaInfo) -> None:
         expected = self.job.run.description["fingerprint_of"]["model"]["weights"]
@@ -176,7 +187,20 @@ class Pool:
             return
         member.shard, member.upcoming = shard, self._take(steal=False)
         member.since = time.monotonic()
-        self._calls[member.actor.explain.remote(shard, member.upcoming)] = member
+        self._calls[self._call(member, shard)] = member
+
+    def _call(self, member: _Member, shard: Shard) -> "ObjectRef[Any]":
+        """Have a replica do what its shard needs next, loading nothing ahead that may kill."""
+        actor, upcoming = member.actor, member.upcoming
+        suspicion = self._suspicions.get(shard.index)
+        if suspicion is None:
+            harmless = upcoming is not None and upcoming.index not in self._suspicions
+            called = actor.explain.remote(shard, upcoming if harmless else None)
+        elif suspicion.probe is None:
+            called = actor.explain_carefully.remote(shard, suspicion.crashed)
+        else:
+            called = actor.probe.remote(suspicion.probe, suspicion.crashed)
+        return cast("ObjectRef[Any]", called)
 
     def _end_hung(self) -> None:
         """End replicas that take far too long for a shard; their calls fail as a lost one's do."""
@@ -209,16 +233,42 @@ class Pool:
     def _replace(self, member: _Member, job: "ObjectRef[Job]", error: str) -> ShardFailure | None:
         """A lost replica may have published its shard or not: creating a part twice is harmless."""
         ray.kill(member.actor)
-        self.losses.append(error)
+        self.news.append(f"a replica was lost: {error}")
         self._losses_in_a_row += 1
         if self._losses_in_a_row > MOST_ATTEMPTS * self.resources.replicas:
             raise ClusterError(f"{self._losses_in_a_row} replicas lost in a row; the last: {error}")
         if member.upcoming is not None:
             self._queue.appendleft(member.upcoming)
-        outcome = self._retry(member.shard, error)
+        by = "replica died" if member.hung is None else "replica hung"
+        outcome = self._killed(member.shard, by, error)
         if self._queue or member.shard is None:
             self._start(job)
         return outcome
+
+    def _killed(self, shard: Shard | None, by: str, error: str) -> ShardFailure | None:
+        """Search on for the image that kills, or put the shard back without one that was found."""
+        if shard is None:
+            return None
+        suspicion = self._suspicions.setdefault(shard.index, Suspicion(shard))
+        if suspicion.probe is None:
+            suspicion.killed(by, self._in_hand(shard))
+            return self._retry(shard, error)
+        row = suspicion.killed(by, None)
+        if row is not None:
+            self.news.append(f"row {row} of the manifest {suspicion.crashed[row]}")
+            self._attempts[shard.index] = 1
+        if suspicion.is_hopeless:
+            return ShardFailure(shard, f"more than {MOST_CRASHED} of its images crash: {error}")
+        self._queue.appendleft(shard)
+        return None
+
+    def _in_hand(self, shard: Shard) -> Shard | None:
+        """The rows that were in hand when the shard killed, if they were noted."""
+        try:
+            rows = self.job.run.follow_breadcrumb(shard.index)
+        except StorageUnavailable:
+            return None  # then all of the shard's rows are suspects
+        return None if rows is None else Shard(shard.index, rows.start, rows.stop)
 
     def _retry(self, shard: Shard | None, error: str) -> ShardFailure | None:
         """Put a shard back into the queue, or give it up after its last attempt."""

@@ -1,12 +1,13 @@
 """A replica: a Ray actor around ExplainWorker, and the loading tasks that keep it fed."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import ray
 
+from jobs.crashes import positions
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
 from jobs.worker import ExplainWorker, Job, ShardReport
@@ -43,6 +44,22 @@ class Replica:
         rows = self.feed.rows(shard)
         return self.worker.explain_shard(shard, rows, self.feed.batches(shard, upcoming))
 
+    def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
+        """Explain and publish a shard that killed, without the rows of `crashed`.
+
+        Whoever comes after a kill finds the rows that were in hand in the run's breadcrumb.
+        """
+        run, rows = self.worker.job.run, self.feed.rows(shard)
+        batches = self.feed.one_by_one(shard, crashed, run.leave_breadcrumb)
+        report = self.worker.explain_shard(shard, rows, batches)
+        run.sweep_breadcrumb(shard.index)
+        return report
+
+    def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
+        """Explain some rows of a shard, for no other end than to see whether they kill."""
+        batches = self.feed.one_by_one(rows, crashed, lambda *_: None)
+        self.worker.explain_rows(rows, self.feed.rows(rows), batches)
+
 
 @dataclass(frozen=True)
 class _Loading:
@@ -65,13 +82,13 @@ class Feed:
         self.rows_ahead = max(1, AHEAD_BYTES // (3 * height * width))
         self.load = ray.remote(num_cpus=loader_cpus, scheduling_strategy="SPREAD")(load_batch)
         self.loading: deque[_Loading] = deque()
-        self.known_rows: dict[int, pa.Table] = {}
+        self.known_rows: dict[Shard, pa.Table] = {}
 
     def rows(self, shard: Shard) -> pa.Table:
         """The shard's manifest rows, read once."""
-        if shard.index not in self.known_rows:
-            self.known_rows[shard.index] = self.job.rows.read(shard.start, shard.stop)
-        return self.known_rows[shard.index]
+        if shard not in self.known_rows:
+            self.known_rows[shard] = self.job.rows.read(shard.start, shard.stop)
+        return self.known_rows[shard]
 
     def batches(self, shard: Shard, upcoming: Shard | None) -> Iterator[Batch]:
         """The shard's batches in order, with `upcoming`'s first ones loading behind them."""
@@ -86,6 +103,28 @@ class Feed:
             # The place that this batch leaves is taken before the caller computes on it.
             self._fill(wanted)
             yield batch
+
+    def one_by_one(
+        self, shard: Shard, crashed: Mapping[int, str], tell: Callable[[int, int, int], None]
+    ) -> Iterator[Batch]:
+        """The shard's batches, each loaded when it is asked for and tried once.
+
+        Rows of `crashed` are not touched. `tell` is told beforehand the shard's index and which
+        rows are in hand from now on: to a GPU one batch is copied while another is computed.
+        """
+        self._forget()
+        self._keep_only(shard, None)
+        load = self.load.options(max_retries=0)
+        computed = shard.start
+        for run in self._runs(shard):
+            stop = shard.start + run.stop
+            tell(shard.index, computed, stop)
+            computed = stop if self.job.device == "cpu" else shard.start + run.start
+            rows = self.rows(shard).take(pa.array(run))
+            skipped = positions(crashed, shard.start, run)
+            yield ray.get(
+                load.remote(rows, self.job.reading, self.job.model.preprocessing, skipped)
+            )
 
     def _runs(self, shard: Shard) -> list[range]:
         return loading_runs(self.rows(shard), self.job.batch_size, self.rows_ahead // 4)
@@ -107,11 +146,13 @@ class Feed:
         """Drop what was loaded for a shard that went elsewhere, or the rest of one that failed."""
         first = self.loading[0] if self.loading else None
         if first is not None and (first.shard != shard or first.run.start != 0):
-            for item in self.loading:
-                ray.cancel(item.batch)
-            self.loading.clear()
-        indices = {shard.index} | ({upcoming.index} if upcoming else set())
-        self.known_rows = {i: rows for i, rows in self.known_rows.items() if i in indices}
+            self._forget()
+        self.known_rows = {s: rows for s, rows in self.known_rows.items() if s in (shard, upcoming)}
+
+    def _forget(self) -> None:
+        for item in self.loading:
+            ray.cancel(item.batch)
+        self.loading.clear()
 
 
 def loading_runs(rows: pa.Table, size: int, most: int) -> list[range]:

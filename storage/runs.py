@@ -4,6 +4,7 @@ run.json                              what the run is; created once, never chang
 attempts/<n>.json                     one for each start of a driver
 manifest.parquet                      the rows as planned
 explanations/part-00000042.parquet    the presence of a part is the commit of its shard
+breadcrumbs/<n>.json                  which rows of shard n were in hand, once it has killed
 class_heatmaps.parquet  class_heatmaps/<class>.png  summary.json
 """
 
@@ -78,6 +79,23 @@ class Run:
             return self.part(index).create(data)
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             raise StorageUnavailable(f"cannot write {self.part(index)}: {error}") from error
+
+    def leave_breadcrumb(self, index: int, start: int, stop: int) -> None:
+        """Say which rows of shard `index`, from `start` to `stop` (exclusive), are in hand now."""
+        self._breadcrumb(index).replace(_encode({"start": start, "stop": stop}))
+
+    def follow_breadcrumb(self, index: int) -> range | None:
+        """The rows of a shard that were in hand, as last left, which is removed; None if none."""
+        left = _read_json(self._breadcrumb(index))
+        self.sweep_breadcrumb(index)
+        return None if left is None else range(left["start"], left["stop"])
+
+    def sweep_breadcrumb(self, index: int) -> None:
+        """Remove what was left of a shard, if anything."""
+        self._breadcrumb(index).delete()
+
+    def _breadcrumb(self, index: int) -> Location:
+        return self.root.child("breadcrumbs", f"{index:08d}.json")
 
     def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A committed part's rows, or only some of their columns; metadata is the schema's."""
