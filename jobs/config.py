@@ -128,6 +128,8 @@ class ExecutionConfig:
     form."""
     max_failed: float = 0.01
     """Share of images that may fail before the run stops with exit code 3."""
+    retry_failed: bool = False
+    """Explain the images that failed before again, also of a finished run."""
     dry_run: bool = False
     """Check everything, print the plan and stop."""
 

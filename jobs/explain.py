@@ -14,12 +14,13 @@ from rich.console import Console
 from jobs import heatmaps, summary
 from jobs.aggregate import FEW_PARTS, Aggregate, ClassHeatmap, aggregate, class_heatmaps, read_means
 from jobs.cluster import INFRASTRUCTURE, ClusterError, connected, in_order, reason, resources
-from jobs.config import ConfigurationError, Exit, ExplainConfig
+from jobs.config import ConfigurationError, ExecutionConfig, Exit, ExplainConfig
 from jobs.plan import Shard, remaining
 from jobs.pool import Pool, ShardFailure
 from jobs.prepare import Prepared, prepare
 from jobs.progress import RunProgress
 from jobs.replica import Replica
+from jobs.retry import shards_to_retry
 from jobs.summary import Attempt
 from jobs.worker import Job
 from storage import schema
@@ -46,7 +47,7 @@ def explain(config: ExplainConfig, console: Console, replica: type[Replica] = Re
         return Exit.COMPLETE
 
     run = open_or_create(prepared.out, prepared.description)
-    if (known := finished(run, remaining(planned, run.committed()))) is not None:
+    if (known := finished(run, shards_to_do(run, planned, config.execution))) is not None:
         return summary.tell_finished(console, run, config, known)
 
     summary.warn_unless_conditional(console, run)
@@ -67,14 +68,14 @@ def _explain_held(
 ) -> Exit:
     """Do what is left of a run that this driver holds, and close it or say what is missing."""
     planned, signals = prepared.shards(), Signals()
-    todo = remaining(planned, run.committed())
+    todo = shards_to_do(run, planned, config.execution)
     if (known := finished(run, todo)) is not None:  # by the driver that was waited for
         return summary.tell_finished(console, run, config, known)
     summary.start(run, prepared, attempt)
     cluster = connected(config.execution.address) if needs_ray(todo, planned) else nullcontext()
     with stopping(attempt, signals), cluster, signals.caught():
         dispatch(prepared, config, run, todo, attempt, console, replica)
-        if not remaining(planned, run.committed()):
+        if not attempt.failures and not remaining(planned, run.committed()):
             attempt.result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
     attempt.lease.check()
     if attempt.result is None:
@@ -88,6 +89,14 @@ def finished(run: Run, todo: list[Shard]) -> Mapping[str, Any] | None:
     """The summary of a run whose every shard is written and summed up, else None."""
     known = None if todo else run.read_summary()
     return known if known is not None and known["state"] in FINISHED else None
+
+
+def shards_to_do(run: Run, planned: list[Shard], execution: ExecutionConfig) -> list[Shard]:
+    """The shards without a part, and those whose failed images are to be tried again."""
+    todo = remaining(planned, committed := run.committed())
+    if execution.retry_failed:
+        todo += shards_to_retry(run, [shard for shard in planned if shard.index in committed])
+    return todo
 
 
 def needs_ray(todo: list[Shard], planned: list[Shard]) -> bool:
@@ -132,7 +141,8 @@ def _pool(prepared: Prepared, config: ExplainConfig, run: Run, replica: type[Rep
         device=need.device,
         threads=need.threads,
     )
-    return Pool(job, need, config.execution, replica)
+    committed = frozenset(run.committed())
+    return Pool(job, need, config.execution, committed, replica)
 
 
 def _watch(

@@ -58,7 +58,8 @@ class _Member:
 class Pool:
     """Replicas that explain shards; a lost one is replaced and its shards go back to the queue.
 
-    A shard that kills is searched for the image that does (jobs.crashes). `replica` is the actor's
+    Of shards that are `committed` only the failed images are explained, again. A shard that kills
+    is searched for the image that does (jobs.crashes). `replica` is the actor's
     class; `news` are sentences for the user; `first_ready` is when the first replica had its model,
     on the monotonic clock.
     """
@@ -66,6 +67,7 @@ class Pool:
     job: Job
     resources: Resources
     execution: ExecutionConfig
+    committed: frozenset[int] = frozenset()
     replica: type[Replica] = Replica
     replicas: list[ReplicaInfo] = field(default_factory=list)
     news: list[str] = field(default_factory=list)
@@ -193,14 +195,19 @@ class Pool:
         """Have a replica do what its shard needs next, loading nothing ahead that may kill."""
         actor, upcoming = member.actor, member.upcoming
         suspicion = self._suspicions.get(shard.index)
-        if suspicion is None:
-            harmless = upcoming is not None and upcoming.index not in self._suspicions
-            called = actor.explain.remote(shard, upcoming if harmless else None)
-        elif suspicion.probe is None:
+        if suspicion is not None and suspicion.probe is not None:
+            called = actor.probe.remote(suspicion.probe, suspicion.crashed)
+        elif shard.index in self.committed:
+            called = actor.retry.remote(shard, suspicion.crashed if suspicion else {})
+        elif suspicion is not None:
             called = actor.explain_carefully.remote(shard, suspicion.crashed)
         else:
-            called = actor.probe.remote(suspicion.probe, suspicion.crashed)
+            is_plain = upcoming is not None and not self._is_special(upcoming)
+            called = actor.explain.remote(shard, upcoming if is_plain else None)
         return cast("ObjectRef[Any]", called)
+
+    def _is_special(self, shard: Shard) -> bool:
+        return shard.index in self._suspicions or shard.index in self.committed
 
     def _end_hung(self) -> None:
         """End replicas that take far too long for a shard; their calls fail as a lost one's do."""

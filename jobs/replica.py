@@ -10,6 +10,7 @@ import ray
 from jobs.crashes import positions
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
+from jobs.retry import explained_rows
 from jobs.worker import ExplainWorker, Job, ShardReport
 from storage.columns import IN_PARQUET
 
@@ -52,6 +53,16 @@ class Replica:
         run, rows = self.worker.job.run, self.feed.rows(shard)
         batches = self.feed.one_by_one(shard, crashed, run.leave_breadcrumb)
         report = self.worker.explain_shard(shard, rows, batches)
+        run.sweep_breadcrumb(shard.index)
+        return report
+
+    def retry(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
+        """Explain a committed shard's failed images again, carefully."""
+        run = self.worker.job.run
+        part = run.read_part(shard.index)
+        skipped = dict.fromkeys(explained_rows(part), "explained before") | dict(crashed)
+        batches = self.feed.one_by_one(shard, skipped, run.leave_breadcrumb)
+        report = self.worker.retry_shard(shard, part, self.feed.rows(shard), batches)
         run.sweep_breadcrumb(shard.index)
         return report
 
@@ -105,11 +116,11 @@ class Feed:
             yield batch
 
     def one_by_one(
-        self, shard: Shard, crashed: Mapping[int, str], tell: Callable[[int, int, int], None]
+        self, shard: Shard, skipped: Mapping[int, str], tell: Callable[[int, int, int], None]
     ) -> Iterator[Batch]:
         """The shard's batches, each loaded when it is asked for and tried once.
 
-        Rows of `crashed` are not touched. `tell` is told beforehand the shard's index and which
+        Rows of `skipped` are not touched. `tell` is told beforehand the shard's index and which
         rows are in hand from now on: to a GPU one batch is copied while another is computed.
         """
         self._forget()
@@ -121,10 +132,9 @@ class Feed:
             tell(shard.index, computed, stop)
             computed = stop if self.job.device == "cpu" else shard.start + run.start
             rows = self.rows(shard).take(pa.array(run))
-            skipped = positions(crashed, shard.start, run)
-            yield ray.get(
-                load.remote(rows, self.job.reading, self.job.model.preprocessing, skipped)
-            )
+            untouched = positions(skipped, shard.start, run)
+            given = (rows, self.job.reading, self.job.model.preprocessing, untouched)
+            yield load_batch(*given) if len(untouched) == len(run) else ray.get(load.remote(*given))
 
     def _runs(self, shard: Shard) -> list[range]:
         return loading_runs(self.rows(shard), self.job.batch_size, self.rows_ahead // 4)

@@ -13,6 +13,7 @@ from explainer import Explanation, Precision, ReciproCam, Target, VitClassifier,
 from jobs.loader import Batch
 from jobs.part import Chunk, RowMaker
 from jobs.plan import Shard
+from jobs.retry import FIRST_GENERATION, GENERATION, merged, next_generation
 from jobs.transfer import Placed, on_device
 from storage import schema
 from storage.images import Reading
@@ -47,7 +48,9 @@ class Job:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What the driver learns of a shard: `created` is False where its part was there already."""
+    """What the driver learns of a shard: `created` is False where its part was there already, or
+    is left as it was.
+    """
 
     shard: Shard
     created: bool
@@ -82,10 +85,29 @@ class ExplainWorker:
         table = self.explain_rows(shard, rows, batches, seconds)
         started = time.perf_counter()
         refuse_outage(table, shard.rows)
-        part = schema.encode_parquet(table, self._metadata(shard))
+        part = schema.encode_parquet(table, self._metadata(shard, FIRST_GENERATION))
         created = self.job.run.publish(shard.index, part)
         seconds["write"] += time.perf_counter() - started
         return ShardReport(shard, created, _statuses(table), seconds)
+
+    def retry_shard(
+        self, shard: Shard, part: pa.Table, rows: pa.Table, batches: Iterable[Batch]
+    ) -> ShardReport:
+        """Explain the failed images of the shard's `part` again, and put a new part in its place.
+
+        Batches hold all of the shard's images; what those that `part` explains are like there does
+        not matter. Where nothing changed the part stays. Raises as `explain_shard` does.
+        """
+        seconds = dict.fromkeys(STAGES, 0.0)
+        table = merged(part, self.explain_rows(shard, rows, batches, seconds))
+        started = time.perf_counter()
+        refuse_outage(table, shard.rows)
+        changed = not table.equals(part.cast(table.schema))
+        if changed:
+            metadata = self._metadata(shard, next_generation(part))
+            self.job.run.replace_part(shard.index, schema.encode_parquet(table, metadata))
+        seconds["write"] += time.perf_counter() - started
+        return ShardReport(shard, changed, _statuses(table), seconds)
 
     def explain_rows(
         self,
@@ -147,11 +169,12 @@ class ExplainWorker:
             yield batch
             started = time.perf_counter()
 
-    def _metadata(self, shard: Shard) -> dict[str, str]:
+    def _metadata(self, shard: Shard, generation: str) -> dict[str, str]:
         """What may differ between parts of one run, or helps to read a part by itself."""
         return {
             "run": self.job.run.id,
             "shard": str(shard.index),
+            GENERATION: generation,
             "device": _device_name(self.device),
             "precision": self.job.precision,
             "batch_size": str(self.at_once),

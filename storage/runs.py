@@ -13,6 +13,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -75,8 +76,21 @@ class Run:
 
         Raises StorageUnavailable, also where writing is refused: that is no property of a shard.
         """
+        with self._writing(index) as part:
+            return part.create(data)
+
+    def replace_part(self, index: int, data: bytes) -> None:
+        """Put a new generation of a committed part in its place, as a whole.
+
+        Raises StorageUnavailable as `publish` does.
+        """
+        with self._writing(index) as part:
+            part.replace(data)
+
+    @contextmanager
+    def _writing(self, index: int) -> Iterator[Location]:
         try:
-            return self.part(index).create(data)
+            yield self.part(index)
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             raise StorageUnavailable(f"cannot write {self.part(index)}: {error}") from error
 
