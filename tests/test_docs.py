@@ -32,6 +32,19 @@ def test_every_option_that_the_docs_name_exists():
             assert known or option in OTHERS, (document.name, option)
 
 
+def test_every_test_that_the_readme_names_as_a_guarantee_exists():
+    readme = (ROOT / "README.md").read_text()
+    section = readme.partition("## Guarantees")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][1:]
+    sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(rows) >= 8
+    for row in rows:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+        for name in named:
+            assert f"def {name}(" in sources, name
+
+
 # Options of other programs, and of the benchmarks.
 OTHERS = {"check", "threads", "repeats", "methods", "batch", "out", "epochs", "seed", "every"} | {
     *("models", "carriers", "clean", "reuse", "tune", "tuning", "seconds", "rows", "width", "parts")

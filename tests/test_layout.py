@@ -52,6 +52,13 @@ def test_the_generic_package_names_are_ours(package):
     assert Path(importlib.util.find_spec(package).origin).is_relative_to(ROOT)
 
 
+def test_the_page_about_the_house_names_every_module_once():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [p for package in PACKAGES for p in (ROOT / package).glob("*.py")]
+    names = [path.name for path in modules if not path.name.startswith("__")]
+    assert sorted(re.findall(r"[a-z_]+\.py\b", page.partition("    jobs/")[2])) == sorted(names)
+
+
 def pyproject() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
