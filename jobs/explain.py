@@ -74,11 +74,11 @@ def _explain_held(
     cluster = connected(config.execution.address) if needs_ray(todo, planned) else nullcontext()
     with stopping(attempt, signals), cluster, signals.caught():
         dispatch(prepared, config, run, todo, attempt, console, replica)
-        if not remaining(planned, run.committed()):
+        if not remaining(planned, run.committed() | attempt.written):
             attempt.result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
     attempt.lease.check()
     if attempt.result is None:
-        missing = remaining(planned, run.committed())
+        missing = remaining(planned, run.committed() | attempt.written)
         return summary.incomplete(console, run, prepared, attempt, missing)
     tolerated = config.execution.max_failed
     return summary.complete(console, run, prepared, attempt, attempt.result, tolerated)

@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.locations import Location, StorageUnavailable
+from storage.locations import Location
 from storage.schema import SCHEMA_VERSION
 
 # States of a run whose every row is written.
@@ -74,10 +74,7 @@ class Run:
 
         Raises StorageUnavailable, also where writing is refused: that is no property of a shard.
         """
-        try:
-            return self.part(index).create(data)
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-            raise StorageUnavailable(f"cannot write {self.part(index)}: {error}") from error
+        return self.part(index).create(data)
 
     def read_part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A committed part's rows, or only some of their columns; metadata is the schema's."""
