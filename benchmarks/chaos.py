@@ -21,6 +21,7 @@ import os
 import sys
 import time
 from dataclasses import asdict
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -54,7 +55,7 @@ class Round:
         self.done: list[str] = []
         self.codes: list[int] = []
         self.problems: list[str] = []
-        self.second = None
+        self.second: ForkServerProcess | None = None
         self.scene = Scene(stage, None, self._start_second)
 
     def play(self) -> None:

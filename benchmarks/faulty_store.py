@@ -181,7 +181,7 @@ class FaultyStore:
         if "reset" in kinds:
             return _reset(request)
         try:
-            answer = await self._forward(request, body)
+            answer, data = await self._forward(request, body)
         except (ClientError, OSError, TimeoutError):
             return _reset(request)  # as the server's own death would look
         if "reset_after" in kinds:
@@ -189,10 +189,11 @@ class FaultyStore:
         lags = [fault.seconds for fault in met if fault.kind == "lagging"]
         if lags and "list-type" in request.query and answer.status == 200:
             bucket = path.strip("/")
-            answer.body = self._without_young(bytes(answer.body or b""), bucket, max(lags))
+            answer.body = self._without_young(data, bucket, max(lags))
         return answer
 
-    async def _forward(self, request: web.Request, body: bytes) -> web.Response:
+    async def _forward(self, request: web.Request, body: bytes) -> tuple[web.Response, bytes]:
+        """The server's answer, and its body."""
         kept = [(k, v) for k, v in request.headers.items() if k.lower() not in _OF_THE_HOP]
         async with self._client.request(
             request.method,
@@ -208,7 +209,7 @@ class FaultyStore:
         headers = [(k, v) for k, v in answer.headers.items() if k.lower() not in _OF_THE_HOP]
         if request.method == "HEAD":  # the length is of what a GET would bring
             headers += [("Content-Length", answer.headers.get("Content-Length", "0"))]
-        return web.Response(status=answer.status, headers=CIMultiDict(headers), body=data)
+        return web.Response(status=answer.status, headers=CIMultiDict(headers), body=data), data
 
     def _without_young(self, listing: bytes, bucket: str, seconds: float) -> bytes:
         """An XML listing less the objects that were first written through here so lately."""
