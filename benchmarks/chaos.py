@@ -18,6 +18,7 @@ import argparse
 import json
 import multiprocessing.connection
 import os
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -42,6 +43,7 @@ from benchmarks.chaos_stage import Stage
 
 MOST_STARTS = 8
 MOST_SECONDS = 300.0  # that one start of a driver may take
+POLL_SECONDS = 0.1
 HELD, TERMINATED = 5, 143
 out = Console(soft_wrap=True, highlight=False)
 
@@ -71,6 +73,7 @@ class Round:
         self.stage.store.inject()
         if self.second is not None:
             self.second.join()
+            self._watch_second()
 
     def _watch(self) -> bool:
         """Wait until the driver ends; whether the store refused it meanwhile."""
@@ -89,7 +92,7 @@ class Round:
             if time.monotonic() > until:
                 self.problems.append(f"a driver hung for {MOST_SECONDS:g} s")
                 driver.kill()
-            multiprocessing.connection.wait([driver.sentinel], timeout=0.05)
+            multiprocessing.connection.wait([driver.sentinel], timeout=POLL_SECONDS)
         return refused
 
     def _judge(self, code: int, refused: bool) -> None:
@@ -104,19 +107,21 @@ class Round:
         self.second = self.stage.drive(self.name, self.log)
 
     def _watch_second(self) -> None:
-        """A second driver must have ended with 5 while the first is alive."""
+        """A second driver ends with 5 while the first is alive, and may find the run finished."""
         second = self.second
         if second is None or second.exitcode is None:
             return
         self.codes.append(second.exitcode)
         self.second = None
-        if second.exitcode != HELD and self.scene.driver.exitcode is None:
+        is_late = self.scene.driver.exitcode is not None
+        if second.exitcode != HELD and not (is_late and second.exitcode == 0):
             self.problems.append(f"a second driver exited with {second.exitcode}")
 
 
 def main() -> None:
     """Play rounds and write the log, or report it; exits 1 where a round failed."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stage is cleared
     log = Path(options.log)
     records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     if options.report:

@@ -23,7 +23,10 @@ BATCH_SIZE, REPLICAS = 8, 2
 MODEL = "vit_tiny_patch16_224"
 MODEL_ARGUMENTS = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
 WORKER_NODES = 2
-NODE = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
+# Ray ends processes that are idle for a second where a node has few cores, and a loading process
+# takes seconds of a core to start anew.
+SYSTEM = {"idle_worker_killing_time_threshold_ms": 600_000, "worker_niceness": 0}
 # Drivers are forked from a process that has imported what they need: of a round it is the half.
 PRELOADED = ["jobs.cli", "jobs.explain", "s3fs"]
 
@@ -94,6 +97,7 @@ class Stage:
 
         (port,) = free_ports(1)
         head = {**NODE, "include_dashboard": False, "dashboard_port": port}
+        head["_system_config"] = SYSTEM
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(WORKER_NODES):
             self.cluster.add_node(**NODE)

@@ -20,7 +20,7 @@ from storage.locations import Location
 IMAGES, SHARDS = 300, 19
 # Ray itself gives a lost head node up after 60 s.
 GIVES_UP_SECONDS = 120
-NODE = {"object_store_memory": 100 * 2**20}
+NODE: dict[str, Any] = {"object_store_memory": 100 * 2**20}
 Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 
 
@@ -46,6 +46,8 @@ def two_nodes() -> Iterator[Any]:
 
     (port,) = free_ports(1)
     head = {**NODE, "num_cpus": 0, "include_dashboard": False, "dashboard_port": port}
+    # Else Ray ends loading processes that are idle for a second, and each takes long to start.
+    head["_system_config"] = {"idle_worker_killing_time_threshold_ms": 600_000}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(2):
