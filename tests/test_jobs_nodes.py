@@ -90,13 +90,14 @@ def wait_for_parts(config: ExplainConfig, number: int, driver: subprocess.Popen)
         time.sleep(0.005)
 
 
+@pytest.mark.timeout(900)
 def test_nodes_that_are_lost_take_no_row_with_them(undisturbed, tmp_path):
     config = replace(undisturbed, out=str(tmp_path / "run"))
     log = tmp_path / "log"
     with two_nodes() as cluster:
         driver = command(config, cluster.address, log)
         wait_for_parts(config, 2, driver)
-        cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         wait_for_parts(config, 4, driver)
         assert driver.poll() is None, log.read_text()
         lose(cluster)
@@ -112,6 +113,6 @@ def test_nodes_that_are_lost_take_no_row_with_them(undisturbed, tmp_path):
     with two_nodes() as cluster:
         driver = command(config, cluster.address, log)
         wait_for_parts(config, len(written) + 1, driver)
-        cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         assert driver.wait(timeout=240) == Exit.COMPLETE, log.read_text()
     assert parts(config) == parts(undisturbed)
