@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from jobs.config import ConfigurationError, Exit, ExplainConfig
+from jobs.config import ConfigurationError, Exit, ExplainConfig, StoresDownError
 from jobs.terminal import Terminal, plain
 
 
@@ -90,12 +90,12 @@ def run(command: ExplainConfig | Demo | Export | Verify) -> Exit:
     except NothingNew as error:
         console.print(f"{error}; nothing to do", markup=False)
         return Exit.COMPLETE
+    except (StorageUnavailable, StoresDownError) as error:
+        console.print(f"{error}; the same command resumes", markup=False, style="red")
+        return Exit.INCOMPLETE
     except (ConfigurationError, FingerprintMismatch, NotARun, RunHeld) as error:
         console.print(str(error), markup=False, style="red")
         return Exit.HELD if isinstance(error, RunHeld) else Exit.BAD_INPUT
-    except StorageUnavailable as error:
-        console.print(f"{error}; the same command resumes", markup=False, style="red")
-        return Exit.INCOMPLETE
     except KeyboardInterrupt:
         console.print("interrupted; the same command does the rest")
         return Exit.INTERRUPTED

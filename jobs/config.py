@@ -17,6 +17,10 @@ class ConfigurationError(ValueError):
         self.problems = problems
 
 
+class StoresDownError(ConfigurationError):
+    """Nothing is wrong but stores that cannot be reached now; the same command may do later."""
+
+
 @dataclass(frozen=True)
 class InputConfig:
     """The images."""

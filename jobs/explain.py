@@ -75,11 +75,11 @@ def _explain_held(
     cluster = connected(config.execution.address) if needs_ray(todo, planned) else nullcontext()
     with stopping(attempt, signals), cluster, signals.caught():
         dispatch(prepared, config, run, todo, attempt, console, replica)
-        if not attempt.failures and not remaining(planned, run.committed()):
+        if not attempt.failures and not remaining(planned, run.committed() | attempt.written):
             attempt.result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
     attempt.lease.check()
     if attempt.result is None:
-        missing = remaining(planned, run.committed())
+        missing = remaining(planned, run.committed() | attempt.written)
         return summary.incomplete(console, run, prepared, attempt, missing)
     tolerated = config.execution.max_failed
     return summary.complete(console, run, prepared, attempt, attempt.result, tolerated)
@@ -141,8 +141,8 @@ def _pool(prepared: Prepared, config: ExplainConfig, run: Run, replica: type[Rep
         device=need.device,
         threads=need.threads,
     )
-    committed = frozenset(run.committed())
-    return Pool(job, need, config.execution, committed, replica)
+    committed = run.committed() if config.execution.retry_failed else set()
+    return Pool(job, need, config.execution, frozenset(committed), replica)
 
 
 def _watch(

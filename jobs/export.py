@@ -21,6 +21,7 @@ from jobs.config import ConfigurationError, Exit
 from jobs.options import check_writable, read_options
 from jobs.progress import LINE_SECONDS
 from storage.exports import Export, ExportedFile, ExportError, entries, layout
+from storage.locations import CredentialsRefused, WriteRefused
 from storage.parts import Parts, PartsDamaged, in_order
 from storage.runs import FINISHED, NotARun, Run, open_run, part_name
 from storage.sorting import SortedRows, sort_rows
@@ -105,7 +106,7 @@ def plan_export(request: Request) -> Plan:
             raise ValueError(f"{out} lies in the run: name a place outside of it")
         entries(out)
         check_writable(out)
-    except (OSError, ValueError, ImportError) as error:
+    except (WriteRefused, CredentialsRefused, OSError, ValueError, ImportError) as error:
         problems.append(f"--out: {error}")
     if problems or run is None or summary is None or out is None:
         raise ConfigurationError(problems)

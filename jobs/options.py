@@ -24,10 +24,10 @@ def read_options(path: str | None) -> dict[str, Any]:
 
 
 def check_writable(folder: Location) -> None:
-    """Write and delete an object there; raises OSError that says why it cannot be."""
+    """Write and delete an object there; raises OSError or StorageUnavailable that say why not."""
     probe = folder.child(f".writable-{uuid.uuid4().hex}")
     try:
         probe.create(b"probe")
         probe.delete()
     except (OSError, StorageUnavailable) as error:
-        raise OSError(f"cannot write to {folder}: {error}") from error
+        raise type(error)(f"cannot write to {folder}: {error}") from error

@@ -9,12 +9,18 @@ from typing import Any, TypeVar
 from explainer import ReciproCam, Target, VitClassifier, load_model
 from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from explainer.models import ModelError, PreprocessingOverrides
-from jobs.config import ConfigurationError, ExplainConfig, MethodConfig, ModelConfig
+from jobs.config import (
+    ConfigurationError,
+    ExplainConfig,
+    MethodConfig,
+    ModelConfig,
+    StoresDownError,
+)
 from jobs.images import check_extends, extended_run, may_be_local, read_images
 from jobs.options import check_writable, read_options
 from jobs.plan import Shard, planned, shard_size
 from storage.images import Reading
-from storage.locations import Location, StorageUnavailable
+from storage.locations import CredentialsRefused, Location, StorageUnavailable, WriteRefused
 from storage.manifests import Manifest, ManifestError, NothingNew
 from storage.runs import NotARun, fingerprint, read_description
 from storage.schema import SCHEMA_VERSION
@@ -67,9 +73,11 @@ class Prepared:
 def prepare(config: ExplainConfig) -> Prepared:
     """Read and check all that `config` names.
 
-    Raises ConfigurationError with every problem, and NothingNew where --extend leaves no image.
+    Raises ConfigurationError with every problem, StoresDownError where all of them may pass, and
+    NothingNew where --extend leaves no image.
     """
     problems = config.problems()
+    passing: list[str] = []
 
     def attempt(what: str, make: Callable[[], Value]) -> Value | None:
         try:
@@ -78,6 +86,8 @@ def prepare(config: ExplainConfig) -> Prepared:
             raise
         except INPUT_ERRORS as error:
             problems.append(f"{what}: {_own_lines(str(error))}")
+            if _may_pass(error):
+                passing.append(problems[-1])
             return None
 
     input_options = attempt("--input-storage", lambda: read_options(config.input.storage)) or {}
@@ -98,7 +108,7 @@ def prepare(config: ExplainConfig) -> Prepared:
         if manifest is not None and target.kind == "label":
             attempt("--target", lambda: _check_labels(manifest, model))
     if problems or model is None or target is None or manifest is None or out is None:
-        raise ConfigurationError(problems)
+        raise StoresDownError(problems) if problems == passing else ConfigurationError(problems)
     method = method.resolved(model)
     reading = Reading(
         input_options, config.input.uri_column, allow_local=may_be_local(config.input)
@@ -111,6 +121,12 @@ def prepare(config: ExplainConfig) -> Prepared:
     if problems:
         raise ConfigurationError(problems)
     return replace(prepared, description=description)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a store is down, rather than refusing what is asked of it."""
+    refusals = (CredentialsRefused, WriteRefused)
+    return isinstance(error, StorageUnavailable) and not isinstance(error, refusals)
 
 
 def _own_lines(text: str) -> str:

@@ -34,13 +34,15 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "simplej
 class Attempt:
     """What one start of the driver did: totals over its shards, and what it had to leave.
 
-    `lease` is its hold on the run; `result` is there once the class heatmaps are written.
+    `lease` is its hold on the run; `written` are the shards whose parts it saw, whatever a
+    listing that lags says; `result` is there once the class heatmaps are written.
     """
 
     lease: Lease
     started: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
+    written: set[int] = field(default_factory=set)
     failures: list[ShardFailure] = field(default_factory=list)
     limited_by: str | None = None
     stopped: Exit | None = None
@@ -49,6 +51,7 @@ class Attempt:
 
     def add(self, report: ShardReport) -> None:
         """Count a shard's images and time."""
+        self.written.add(report.shard.index)
         self.statuses.update(report.statuses)
         for stage, seconds in report.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds

@@ -6,6 +6,7 @@ A store's own exceptions become one of
                               a property of the one object that was asked for
     StorageUnavailable        infrastructure: what may pass, or hits every object alike
         CredentialsRefused    who we are was refused: trying again at once does not help
+        WriteRefused          writing is refused, or has nowhere to go: no image is at fault
     Refused                   our own rule, not the store, forbids to read (storage.trust)
 
 and their messages never hold filesystem options or the query of a url (a signed url is a secret).
@@ -31,6 +32,10 @@ class CredentialsRefused(StorageUnavailable):
     """The store refuses the credentials as such (expired, unknown, wrongly signed, none found)."""
 
 
+class WriteRefused(StorageUnavailable):
+    """The store does not let us write here; trying again at once does not help."""
+
+
 class Refused(Exception):  # noqa: N818 - a rule's answer, not a mistake
     """A rule forbids to read a url; the message says which, and what to do.
 
@@ -46,7 +51,7 @@ _CREDENTIAL_CODES = {"TokenRefreshRequired", "InvalidToken"}
 _CREDENTIAL_ERRORS = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 # By name, so that nothing here imports a store's client before it is used.
 _STORE_PACKAGES = {"aiobotocore", "aiohttp", "azure", "botocore", "gcsfs", "google", "s3fs"}
-_OF_ONE_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+OF_ONE_OBJECT = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _BAD_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 _PASSING_HTTP = {408, 425, 429}
 # A server that redirects in circles, or to what is no http url, does so for this url.
@@ -100,7 +105,7 @@ def _kind(error: Exception) -> type[Exception] | None:
     refuses_us = isinstance(error, PermissionError) and code not in _ONE_OBJECT_REFUSED | {""}
     if refuses_us or names & _CREDENTIAL_ERRORS or code in _CREDENTIAL_CODES:
         return CredentialsRefused
-    for kind in _OF_ONE_OBJECT:
+    for kind in OF_ONE_OBJECT:
         if isinstance(error, kind):
             return kind
     if "ClientResponseError" in names and not names & _BAD_URLS:

@@ -99,7 +99,9 @@ class Lease:
                     raise self._held(claim)
                 if not claim.is_of_this_machine:
                     self._outwait(number, claim, waiting)
-            if self.folder.child(f"{number + 1:08d}.json").create(_encode(self.claim)):
+            made = self.folder.child(f"{number + 1:08d}.json").create(_encode(self.claim))
+            # After a lost response a claim of our own is in the way.
+            if made or self._read(number + 1) == self.claim:
                 self.number = number + 1
                 return
             take_over = False  # somebody was quicker, who is not whom it was meant for

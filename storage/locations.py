@@ -24,15 +24,23 @@ from fsspec.utils import tokenize
 
 from storage import local
 from storage.errors import (
+    OF_ONE_OBJECT,
     CredentialsRefused,
     StorageUnavailable,
+    WriteRefused,
     foreign_options,
     response_code,
     translated,
 )
 from storage.shown import shown
 
-__all__ = ["CredentialsRefused", "Location", "StorageUnavailable", "creates_conditionally"]
+__all__ = [
+    "CredentialsRefused",
+    "Location",
+    "StorageUnavailable",
+    "WriteRefused",
+    "creates_conditionally",
+]
 
 _T = TypeVar("_T")
 
@@ -199,20 +207,20 @@ class Location:
         with If-None-Match. After a lost response a retry finds our own write and returns False,
         which deterministic names make harmless. Other stores check and then write: see
         `creates_conditionally`. Raises ValueError for empty data, which s3fs creates
-        unconditionally, and StorageUnavailable.
+        unconditionally, WriteRefused and StorageUnavailable.
         """
         if not data:
             raise ValueError(f"{self.shown}: an object cannot be created empty: write some bytes")
         if self.is_local:
-            return self.attempt(lambda: local.create(self.url, data))
-        return self.attempt(lambda: self._create_remote(data))
+            return self._writing(lambda: local.create(self.url, data))
+        return self._writing(lambda: self._create_remote(data))
 
     def replace(self, data: bytes) -> None:
         """Write an object whether or not it exists; whole or nothing (local, S3)."""
         if self.is_local:
-            self.attempt(lambda: local.replace(self.url, data))
+            self._writing(lambda: local.replace(self.url, data))
         else:
-            self.attempt(lambda: self._put(data, "overwrite"))
+            self._writing(lambda: self._put(data, "overwrite"))
 
     def delete(self) -> None:
         """Remove the object; nothing happens where there is none."""
@@ -224,6 +232,12 @@ class Location:
                 self.filesystem.rm_file(self.path)
 
         self.attempt(remove)
+
+    def _writing(self, work: Callable[[], _T]) -> _T:
+        try:
+            return self.attempt(work)
+        except OF_ONE_OBJECT as error:
+            raise WriteRefused(f"cannot write {error}") from error
 
     def _remote_read(self, limit: int | None, start: int) -> bytes:
         end = None if limit is None else start + limit

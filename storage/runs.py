@@ -13,7 +13,6 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +20,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.locations import Location, StorageUnavailable
+from storage.locations import Location
 from storage.schema import SCHEMA_VERSION
 
 # States of a run whose every row is written.
@@ -76,23 +75,14 @@ class Run:
 
         Raises StorageUnavailable, also where writing is refused: that is no property of a shard.
         """
-        with self._writing(index) as part:
-            return part.create(data)
+        return self.part(index).create(data)
 
     def replace_part(self, index: int, data: bytes) -> None:
         """Put a new generation of a committed part in its place, as a whole.
 
         Raises StorageUnavailable as `publish` does.
         """
-        with self._writing(index) as part:
-            part.replace(data)
-
-    @contextmanager
-    def _writing(self, index: int) -> Iterator[Location]:
-        try:
-            yield self.part(index)
-        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-            raise StorageUnavailable(f"cannot write {self.part(index)}: {error}") from error
+        self.part(index).replace(data)
 
     def leave_breadcrumb(self, index: int, start: int, stop: int) -> None:
         """Say which rows of shard `index`, from `start` to `stop` (exclusive), are in hand now."""

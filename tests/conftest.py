@@ -3,13 +3,7 @@
 import io
 import json
 import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,10 +20,9 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 # The clusters of the tests listen on this machine only and live as long as the tests.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
+from benchmarks.weed import BUCKET, Weed, free_ports
 from jobs.config import ExecutionConfig, Exit, ExplainConfig, InputConfig, ModelConfig
 from storage.locations import Location
-
-BUCKET = "tests"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,20 +39,10 @@ def _one_thread() -> None:
 
 
 @dataclass(frozen=True)
-class S3Server:
-    """A running server; `reader_options` are of an identity that may do nothing in the bucket."""
-
-    endpoint: str
-
-    def options(self, key: str = "tester", secret: str = "testing-secret") -> dict[str, Any]:
-        return {"key": key, "secret": secret, "client_kwargs": {"endpoint_url": self.endpoint}}
-
-
-@dataclass(frozen=True)
 class S3Prefix:
     """A fresh prefix of the server's bucket."""
 
-    server: S3Server
+    server: Weed
     prefix: str
 
     @property
@@ -77,75 +60,19 @@ class S3Prefix:
         return Location(self.url(name), self.options)
 
 
-def _identity(name: str, secret: str, actions: list[str]) -> dict[str, Any]:
-    credentials = [{"accessKey": name, "secretKey": secret}]
-    return {"name": name, "credentials": credentials, "actions": actions}
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
-def _wait_until_up(server: S3Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    bucket = Location(f"s3://{BUCKET}", server.options())
-    for _ in range(300):
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(server.endpoint, timeout=1).close()
-        except urllib.error.HTTPError:  # it answers, if only to say that we gave no key
-            try:
-                bucket.filesystem.mkdir(BUCKET)
-            except OSError:  # the gateway is up before the storage behind it is
-                time.sleep(0.2)
-            else:
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"the S3 server did not come up:\n{log.read_text()[-2000:]}")
-
-
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
     """SeaweedFS, which honours If-None-Match, on free ports for the whole session."""
-    folder = tmp_path_factory.mktemp("s3")
-    (folder / "data").mkdir()
-    rights = ["Admin", "Read", "Write", "List", "Tagging"]
-    identities = [
-        _identity("tester", "testing-secret", rights),
-        _identity("stranger", "strangers-secret", ["Read:elsewhere"]),
-    ]
-    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    roles = ("master", "volume", "filer", "s3")
-    ports = _free_ports(8)
-    flags = [f"-{role}.port={port}" for role, port in zip(roles, ports[:4], strict=True)]
-    flags += [f"-{role}.port.grpc={port}" for role, port in zip(roles, ports[4:], strict=True)]
-    flags += [f"-{role}.localSocket={folder}/{role}.sock" for role in ("filer", "s3")]
-    flags += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
-    flags += ["-s3", f"-s3.config={folder}/s3.json", f"-dir={folder}/data", "-ip=127.0.0.1"]
-    weed = Path(sys.executable).parent / "weed"
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [weed, "server", *flags], stdout=output, stderr=output, start_new_session=True
-        )
+    server = Weed(tmp_path_factory.mktemp("s3"))
     try:
-        server = S3Server(f"http://127.0.0.1:{ports[3]}")
-        _wait_until_up(server, process, log)
+        server.start()
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
 
 
 @pytest.fixture
-def s3(s3_server: S3Server) -> S3Prefix:
+def s3(s3_server: Weed) -> S3Prefix:
     """A fresh prefix on the S3 server: `.url(name)`, `.options`, `.location(name)`."""
     return S3Prefix(s3_server, uuid.uuid4().hex)
 
@@ -254,7 +181,7 @@ def ray_address() -> Iterator[str]:
 
     from jobs.cluster import connect
 
-    (port,) = _free_ports(1)  # the default one may be another cluster's
+    (port,) = free_ports(1)  # the default one may be another cluster's
     arguments = {"num_cpus": 4, "include_dashboard": False, "dashboard_port": port}
     cluster = Cluster(initialize_head=True, head_node_args=arguments)
     try:

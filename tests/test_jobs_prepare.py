@@ -17,6 +17,7 @@ from jobs.config import (
     ExplainConfig,
     InputConfig,
     MethodConfig,
+    StoresDownError,
 )
 from jobs.config import ModelConfig as Model
 from jobs.prepare import _without_secrets, prepare
@@ -287,3 +288,14 @@ def test_a_manifest_that_changed_between_two_starts_is_refused(config, tmp_path,
     with pytest.raises(FingerprintMismatch) as caught:
         open_or_create(other.out, other.description)
     assert wanted in str(caught.value).splitlines()
+
+
+def test_stores_that_are_down_are_told_apart_from_what_is_wrong(config):
+    away = replace(config, model=replace(config.model, checkpoint="http://127.0.0.1:1/w.pth"))
+    with pytest.raises(StoresDownError, match=r"^--model: http://127\.0\.0\.1:1/w\.pth: "):
+        prepare(away)
+    wrong_too = replace(away, method=MethodConfig(target="nobody"))
+    with pytest.raises(ConfigurationError) as caught:
+        prepare(wrong_too)
+    assert not isinstance(caught.value, StoresDownError)
+    assert len(caught.value.problems) == 2

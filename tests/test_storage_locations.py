@@ -21,6 +21,7 @@ from storage.locations import (
     CredentialsRefused,
     Location,
     StorageUnavailable,
+    WriteRefused,
     creates_conditionally,
 )
 
@@ -212,7 +213,7 @@ def test_credentials_are_infrastructure_and_one_denied_key_is_not(s3: Any) -> No
     stranger = Location(s3.url("x"), s3.options_without_rights)
     with pytest.raises(PermissionError, match="Access Denied"):
         stranger.read()
-    with pytest.raises(PermissionError):
+    with pytest.raises(WriteRefused, match=r"^cannot write s3://.*: Access Denied"):
         stranger.create(b"y")
 
 
