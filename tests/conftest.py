@@ -179,10 +179,11 @@ def ray_address() -> Iterator[str]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from jobs.cluster import connect
+    from jobs.cluster import OWN_CLUSTER, connect
 
     (port,) = free_ports(1)  # the default one may be another cluster's
     arguments = {"num_cpus": 4, "include_dashboard": False, "dashboard_port": port}
+    arguments["_system_config"] = OWN_CLUSTER
     cluster = Cluster(initialize_head=True, head_node_args=arguments)
     try:
         connect(cluster.address)
