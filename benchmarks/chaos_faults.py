@@ -91,9 +91,9 @@ def _act(chance: random.Random, kind: str) -> Act:
     if kind == "storm":
         some = chance.sample(("slow_down", "reset", "reset_after", "stall", "lagging"), 3)
         faults = tuple(_fault(chance, each) for each in some)
-        return Act(kind, after, chance.uniform(2, 12), number, faults)
+        return Act(kind, after, chance.uniform(3, 20), number, faults)
     if kind in STORAGE:
-        return Act(kind, after, chance.uniform(1, 12), number, (_fault(chance, kind),))
+        return Act(kind, after, chance.uniform(3, 20), number, (_fault(chance, kind),))
     return Act(kind, after, chance.uniform(0, 4), number)
 
 
