@@ -53,6 +53,8 @@ class ColumnNames:
                 option = _OPTIONS[wanted]
                 raise ValueError(f"no column {named!r}, as {option} has it; {_shown(found)}")
             name = named or _by_usual_name(found, wanted, accepted)
+            if name is not None and found.count(name) > 1:
+                raise ValueError(f"several columns are called {name!r}: rename all but one")
             if name is not None:
                 chosen[wanted] = name
             elif wanted == "uri" and needs_uri:
@@ -125,6 +127,15 @@ def whole_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray | None:
     return pc.replace_substring_regex(labels, r"\.0+$", "").cast(pa.int64())
 
 
+def without_views(table: pa.Table) -> pa.Table:
+    """The table with texts as string, not as string_view, of which Arrow can take no rows."""
+    for index, column in enumerate(table.schema):
+        if pa.types.is_string_view(column.type):
+            texts = table.column(index).cast(pa.string())
+            table = table.set_column(index, column.name, texts)
+    return table
+
+
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = column.type
     return column.cast(kind.value_type) if pa.types.is_dictionary(kind) else column
@@ -155,6 +166,7 @@ def _label(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_integer(column.type):
         return column.cast(pa.int64())
     if pa.types.is_floating(column.type):  # pandas' integers with gaps
+        column = column.cast(pa.float64())  # Arrow rounds no float16
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         if not pc.all(pc.equal(column, pc.floor(column))).as_py():
             raise ValueError("column label holds fractions: labels are text or integers")
