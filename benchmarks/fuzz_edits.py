@@ -1,6 +1,7 @@
 """Edits of a file's bytes that hypothesis draws, and shrinks to the few that matter."""
 
 import struct
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
@@ -9,6 +10,7 @@ NUMBERS = (
     *(0, 1, 2, 3, 7, 8, 9, 127, 128, 255, 256, 1000, 8192, 16383, 32767, 32768, 65535, 65536),
     *(2**24, 2**27, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1),
 )
+T = TypeVar("T")
 Change = tuple[str, int, bytes]
 
 
@@ -23,6 +25,11 @@ def edits(most: int = 6) -> st.SearchStrategy[list[Change]]:
     content = st.one_of(numbers, st.binary(min_size=1, max_size=8))
     kinds = st.sampled_from(["set", "set", "set", "insert", "drop", "repeat", "cut", "flip"])
     return st.lists(st.tuples(kinds, places, content), min_size=1, max_size=most)
+
+
+def often(*choices: st.SearchStrategy[T]) -> st.SearchStrategy[T]:
+    """One of the strategies, each as often as it is named; one_of takes a repeated one once."""
+    return st.integers(0, len(choices) - 1).flatmap(lambda number: choices[number])
 
 
 def edited(data: bytes, changes: list[Change]) -> bytes:

@@ -10,10 +10,10 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from benchmarks.fuzz_edits import edited, edits
+from benchmarks.fuzz_edits import edited, edits, often
 
 # How a list is read: all of it, or by the selection or the columns that tell_fuzz_properties has.
-HOWS = (*("all",) * 8, *("where",) * 3, "few", "few", "classes", "named", "inner")
+HOWS = (*("all",) * 8, *("where",) * 2, "wide", "few", "few", "classes", "named", "inner")
 _NAMES = (
     *("uri", "uri", "uri", "path", "URI", "image", "label", "label", "class", "image_id", "id"),
     *(
@@ -43,7 +43,7 @@ class File:
 
 
 def _files(suffix: str, data: st.SearchStrategy[bytes]) -> st.SearchStrategy[File]:
-    damaged = st.one_of(data, data, st.builds(edited, data, edits(2)))
+    damaged = often(data, data, data, st.builds(edited, data, edits(2)))
     return st.builds(File, st.just(suffix), st.sampled_from(HOWS), damaged)
 
 
@@ -54,16 +54,17 @@ def parquet_files() -> st.SearchStrategy[File]:
 
 def csv_files() -> st.SearchStrategy[File]:
     """Tables as Arrow writes them, and texts of separators, quotes, line ends and odd encodings."""
-    return _files(".csv", st.one_of(st.builds(_csv, _texts_of_a_table), _lines(",")))
+    table = st.builds(_csv, _texts_of_a_table)
+    return _files(".csv", often(table, table, _lines(",")))
 
 
 def json_files() -> st.SearchStrategy[File]:
     """JSON lines of any values, and texts that resemble them."""
     sound = st.lists(_records(), min_size=1, max_size=6, unique_by=lambda record: record["uri"])
     odd = st.lists(st.dictionaries(st.sampled_from(_NAMES), _values(), max_size=4), max_size=4)
-    lines = st.one_of(sound, sound, odd, st.lists(_values(), max_size=4))
+    lines = often(*[sound] * 5, odd, st.lists(_values(), max_size=4))
     joined = st.builds(lambda end, parts: end.join(map(json.dumps, parts)).encode(), _ends, lines)
-    return _files(".jsonl", st.one_of(joined, joined, _lines(":"), st.builds(_nested, DEPTHS)))
+    return _files(".jsonl", often(*[joined] * 6, _lines(":"), st.builds(_nested, DEPTHS)))
 
 
 _ends = st.sampled_from(["\n", "\n", "\r\n", "\n\n", ""])
@@ -131,7 +132,7 @@ def _values() -> st.SearchStrategy[object]:
 def _records() -> st.SearchStrategy[dict[str, object]]:
     return st.fixed_dictionaries(
         {"uri": _own_uris},
-        optional={"label": _uris, "width": st.integers(-9, 9), "meta": st.just({"year": [1]})},
+        optional={"label": _own_uris, "width": st.integers(-9, 9), "meta": st.just({"year": [1]})},
     )
 
 
@@ -201,7 +202,7 @@ def _arrays(rows: int) -> st.SearchStrategy[pa.Array]:
         ),
         st.just(pa.ExtensionArray.from_storage(pa.json_(), pa.array(["{}"] * rows, pa.string()))),
     ]
-    return st.one_of(unique, unique, texts, st.one_of(*others))
+    return often(unique, texts, st.one_of(*others))
 
 
 def _struct(kind: pa.DataType) -> pa.DataType:

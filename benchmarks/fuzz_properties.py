@@ -31,7 +31,8 @@ FETCHED = {"ok", "missing", "denied", "unsupported", "too_large"}
 MODEL = Preprocessing((48, 48), (0.48, 0.45, 0.4), (0.27, 0.26, 0.29), 0.875, "center", "bicubic")
 _HOWS: dict[str, tuple[ColumnNames, Selection]] = {
     "all": (ColumnNames(), Selection()),
-    "where": (ColumnNames(), Selection(where="label IS NULL OR width < 5 OR uri <> '/1.jpg'")),
+    "where": (ColumnNames(), Selection(where="length(uri) <> 6 AND random() < 2")),
+    "wide": (ColumnNames(), Selection(where="label IS NULL OR width < 5 OR uri <> '/1.jpg'")),
     "classes": (ColumnNames(), Selection(classes=("cat",))),
     "few": (ColumnNames(), Selection(sample=3, limit=2)),
     "named": (ColumnNames("path", "class", "id"), Selection()),

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from hypothesis import strategies as st
 
-from benchmarks.fuzz_edits import Change, edited, edits
+from benchmarks.fuzz_edits import Change, edited, edits, often
 from benchmarks.fuzz_manifests import DEPTHS, HOWS, File
 
 BLOCK = 512
@@ -19,7 +19,9 @@ def tar_files() -> st.SearchStrategy[File]:
     whole = odd | plain.map(lambda parts: _tar([each for part in parts for each in part]))
     mended = st.builds(lambda data, changes: _mended(edited(data, changes)), whole, _header_edits())
     wild = st.builds(edited, whole, edits())
-    return st.builds(File, st.just(".tar"), st.sampled_from(HOWS), st.one_of(whole, mended, wild))
+    return st.builds(
+        File, st.just(".tar"), st.sampled_from(HOWS), often(whole, whole, mended, wild)
+    )
 
 
 _formats = st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -47,7 +49,7 @@ def _members() -> st.SearchStrategy[tuple[tarfile.TarInfo, bytes]]:
     endings = st.sampled_from([".jpg", ".png", ".cls", ".json", ".seg.png", ".JPG", "", "."])
     labels = st.sampled_from(_LABELS).map(str.encode)
     deep = DEPTHS.map(lambda depth: b"[" * depth)
-    content = st.one_of(labels, labels, st.binary(max_size=40), deep)
+    content = often(labels, labels, labels, st.binary(max_size=40), deep)
     pax = st.dictionaries(
         st.sampled_from(
             ["path", "size", "mtime", "GNU.sparse.size", "GNU.sparse.map", "hdrcharset"]

@@ -2,6 +2,8 @@
 
 from hypothesis import strategies as st
 
+from benchmarks.fuzz_edits import often
+
 _COLUMNS = [
     "uri",
     "label",
@@ -142,7 +144,7 @@ def conditions() -> st.SearchStrategy[str]:
     valid = st.tuples(*map(st.sampled_from, (_COLUMNS[:4], _OPERATORS[:3], _VALUES[:2])))
     attack = st.sampled_from(_ATTACKS)
     joined = st.builds("{} {} {}".format, simple, st.sampled_from(["AND", "OR", ")", ""]), attack)
-    listed = st.one_of(free, free, simple, valid.map(" ".join), attack, joined)
+    listed = often(free, free, simple, valid.map(" ".join), attack, joined)
     return st.builds(str.__add__, _HEAPS, listed)
 
 
@@ -232,7 +234,7 @@ def uris() -> st.SearchStrategy[str]:
     )
     store = st.sampled_from(["s3://", "gs://b/", "hf://datasets/", "https://example.org/"])
     plain = st.builds(str.__add__, store, st.lists(st.text(max_size=5), max_size=3).map("/".join))
-    return st.one_of(made, made, plain, path, st.text(max_size=30))
+    return often(made, made, plain, path, st.text(max_size=30))
 
 
 def addresses() -> st.SearchStrategy[str]:
