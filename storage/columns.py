@@ -6,7 +6,7 @@ the file that uri names: offset and size in bytes (a tar's member), or row_group
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,8 +99,18 @@ def normalised(raw: pa.Table, folder: Location, places: Sequence[str] = ()) -> p
     image_id = pc.if_else(is_uri, without_secrets(image_id), image_id)
     nulls = pa.chunked_array([pa.nulls(len(raw), pa.string())])
     label = _label(raw.column("label")) if "label" in raw.column_names else nulls
+    _refuse_undecodable({"uri": uri, "label": label, "image_id": image_id})
     columns = {"image_id": image_id, "uri": _resolved(uri, folder), "label": label}
     return pa.table(columns | {name: raw.column(name) for name in places})
+
+
+def _refuse_undecodable(columns: Mapping[str, pa.ChunkedArray]) -> None:
+    """Arrow reads texts of JSON and Parquet as they are; Python cannot, once a shard needs them."""
+    for name, column in columns.items():
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"column {name} holds texts that are no UTF-8: {error}") from error
 
 
 def without_secrets(uris: pa.ChunkedArray) -> pa.ChunkedArray:

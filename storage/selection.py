@@ -70,8 +70,8 @@ class Condition:
     def rows(self, table: pa.Table) -> pa.Array:
         """The numbers of the rows of `table` that meet the condition, in order."""
         numbered = table.append_column("__row", pa.array(np.arange(len(table))))
-        self.database.register("manifest", numbered)
         try:
+            self.database.register("manifest", numbered)
             found = self.database.sql(f"SELECT __row FROM manifest WHERE (\n{self.where}\n)")
             return found.to_arrow_table().column(0).combine_chunks()
         except duckdb.Error as error:

@@ -155,6 +155,17 @@ def test_texts_may_be_views(tmp_path: Path) -> None:
     assert table_of(listed, place.child("stored")).column("uri").to_pylist() == ["/b"]
 
 
+@pytest.mark.parametrize("column", ["uri", "label", "image_id"])
+def test_texts_that_are_no_utf8_are_refused(tmp_path: Path, column: str) -> None:
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\x80.jpg"]).buffers())
+    message = refusal(Location(str(tmp_path)), {"uri": ["/a.jpg"], column: bad})
+    assert f"column {column} holds texts that are no UTF-8: " in message
+    line = b'{"uri": "/a.jpg"}\n{"uri": "/b.jpg", "%s": "\x80"}\n' % column.encode()
+    (tmp_path / "m.jsonl").write_bytes(line)
+    with pytest.raises(ManifestError):
+        read_manifest(Location(str(tmp_path / "m.jsonl")))
+
+
 def test_relative_uris_start_at_the_manifest(location: Location) -> None:
     uris = ["a.jpg", "s3://elsewhere/b.jpg", "/c.jpg", "../d.jpg", None, "~/e.jpg", "x?.jpg"]
     table = manifest_of(location.child("lists"), {"uri": uris, "id": list(range(7))})

@@ -83,6 +83,12 @@ def test_what_is_no_condition_is_refused(listed: Location, where: str, message: 
         selected(listed, Selection(where=where))
 
 
+def test_a_condition_on_a_type_that_duckdb_has_not_is_refused() -> None:
+    table = pa.table({"uri": ["/a.jpg"], "width": pa.array([1.0], pa.float16())})
+    with pytest.raises(ValueError, match=r"--where 'width > 0': .*Unsupported Internal Arrow Type"):
+        Condition("width > 0").rows(table)
+
+
 def test_a_condition_reads_no_files(tmp_path: Path) -> None:
     (tmp_path / "secret.csv").write_text("a\n1\n")
     for where in (f"1 IN (FROM '{tmp_path}/secret.csv')", f"read_text('{tmp_path}/x') IS NULL"):
