@@ -6,7 +6,7 @@ the file that uri names: offset and size in bytes (a tar's member), or row_group
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +53,8 @@ class ColumnNames:
                 option = _OPTIONS[wanted]
                 raise ValueError(f"no column {named!r}, as {option} has it; {_shown(found)}")
             name = named or _by_usual_name(found, wanted, accepted)
+            if name is not None and found.count(name) > 1:
+                raise ValueError(f"several columns are called {name!r}: rename all but one")
             if name is not None:
                 chosen[wanted] = name
             elif wanted == "uri" and needs_uri:
@@ -97,8 +99,18 @@ def normalised(raw: pa.Table, folder: Location, places: Sequence[str] = ()) -> p
     image_id = pc.if_else(is_uri, without_secrets(image_id), image_id)
     nulls = pa.chunked_array([pa.nulls(len(raw), pa.string())])
     label = _label(raw.column("label")) if "label" in raw.column_names else nulls
+    _refuse_undecodable({"uri": uri, "label": label, "image_id": image_id})
     columns = {"image_id": image_id, "uri": _resolved(uri, folder), "label": label}
     return pa.table(columns | {name: raw.column(name) for name in places})
+
+
+def _refuse_undecodable(columns: Mapping[str, pa.ChunkedArray]) -> None:
+    """Arrow reads texts of JSON and Parquet as they are; Python cannot, once a shard needs them."""
+    for name, column in columns.items():
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"column {name} holds texts that are no UTF-8: {error}") from error
 
 
 def without_secrets(uris: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -123,6 +135,15 @@ def whole_numbers(labels: pa.ChunkedArray) -> pa.ChunkedArray | None:
     if labels.null_count == len(labels) or not pc.all(is_whole, skip_nulls=True).as_py():
         return None
     return pc.replace_substring_regex(labels, r"\.0+$", "").cast(pa.int64())
+
+
+def without_views(table: pa.Table) -> pa.Table:
+    """The table with texts as string, not as string_view, of which Arrow can take no rows."""
+    for index, column in enumerate(table.schema):
+        if pa.types.is_string_view(column.type):
+            texts = table.column(index).cast(pa.string())
+            table = table.set_column(index, column.name, texts)
+    return table
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -155,6 +176,7 @@ def _label(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_integer(column.type):
         return column.cast(pa.int64())
     if pa.types.is_floating(column.type):  # pandas' integers with gaps
+        column = column.cast(pa.float64())  # Arrow rounds no float16
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
         if not pc.all(pc.equal(column, pc.floor(column))).as_py():
             raise ValueError("column label holds fractions: labels are text or integers")

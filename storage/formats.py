@@ -5,6 +5,7 @@ place of an image within the file, and the columns that a condition names. What 
 is a ValueError.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from storage import tars
 from storage.columns import ColumnNames
+from storage.json_lines import refuse_fatal
 from storage.locations import Location
 
 ROWS_AT_ONCE = 2**18
@@ -31,9 +33,10 @@ class Wanted:
     where: str | None = None
 
     def conditions(self, found: list[str]) -> list[str]:
-        """The columns whose names occur in the condition."""
+        """The columns whose names occur in the condition, of several of one name none."""
         text = (self.where or "").lower()
-        return [name for name in found if name.lower() in text]
+        times = Counter(found)
+        return [name for name in found if name.lower() in text and times[name] == 1]
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,9 @@ def _read_json_lines(source: Source, wanted: Wanted) -> Iterator[pa.Table]:
     """Whole, not as a stream: a column's type may become clear only late in the file."""
     with damage_is_bad_input():
         options = pa_json.ReadOptions(block_size=2**24)
-        table = pa_json.read_json(pa.BufferReader(source.location.read()), read_options=options)
+        data = source.location.read()
+        refuse_fatal(data)
+        table = pa_json.read_json(pa.BufferReader(data), read_options=options)
         chosen = wanted.names.choose(table.column_names)
         yield _named(table, chosen, wanted.conditions(table.column_names))
 

@@ -9,7 +9,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.columns import IN_PARQUET, IN_TAR, ColumnNames, normalised, to_store
+from storage.columns import IN_PARQUET, IN_TAR, ColumnNames, normalised, to_store, without_views
 from storage.formats import READERS, UNTYPED, Source, Wanted, damage_is_bad_input, image_column
 from storage.inspection import Label, inspect
 from storage.locations import Location
@@ -108,7 +108,8 @@ def read_manifest(
     wanted = Wanted(names or ColumnNames(), selection.where)
     try:
         sources = _sources(location)
-        manifest = location.attempt(lambda: _read(sources, wanted, selection))
+        with damage_is_bad_input():
+            manifest = location.attempt(lambda: _read(sources, wanted, selection))
     except (OSError, ValueError, ImportError) as error:
         raise ManifestError(f"cannot read the manifest: {error}") from error
     return _with_rows(manifest, location, selection)
@@ -239,7 +240,9 @@ def _manifest_rows(
     condition = None if where is None else Condition(where)
     for source, tables in streams:
         for raw in tables:
-            kept = raw if condition is None else raw.take(condition.rows(raw))
+            kept = raw
+            if condition is not None:
+                kept = without_views(raw).take(condition.rows(raw))
             yield normalised(kept, source.location.parent, places)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.columns import normalised
+from storage.columns import normalised, without_views
 from storage.locations import Location
 
 COLUMNS = ("image_id", "uri", "label")
@@ -91,7 +91,7 @@ class RowSource:
         table = parquet.read_row_groups(groups, columns=self._columns)
         # Of a large row group only a few rows are wanted: a slice would keep all of it alive.
         inside = np.arange(start, stop) - int(ends[first] - sizes[first])
-        return table.take(pa.array(inside))
+        return without_views(table).take(pa.array(inside))
 
     @property
     def _columns(self) -> list[str]:

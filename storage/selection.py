@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -57,17 +58,20 @@ class Condition:
         self.database = duckdb.connect(config={"threads": "1", "enable_external_access": "false"})
         query = f"SELECT 1 WHERE (\n{where}\n)"
         (row,) = self.database.execute("SELECT json_serialize_sql($1)", [query]).fetchall()
-        parsed = json.loads(row[0])
+        try:
+            parsed = json.loads(row[0])
+        except RecursionError:
+            raise ValueError("--where: the condition is nested too deeply") from None
         if parsed["error"]:
             raise ValueError(f"--where {where!r} is no SQL condition: {parsed['error_message']}")
-        if re.search(r'"class": ?"(SUBQUERY|WINDOW)"', row[0]):
+        if not _is_only_where(parsed) or re.search(r'"class": ?"(SUBQUERY|WINDOW)"', row[0]):
             raise ValueError(f"--where {where!r}: a condition is on one row, so it holds no SELECT")
 
     def rows(self, table: pa.Table) -> pa.Array:
         """The numbers of the rows of `table` that meet the condition, in order."""
         numbered = table.append_column("__row", pa.array(np.arange(len(table))))
-        self.database.register("manifest", numbered)
         try:
+            self.database.register("manifest", numbered)
             found = self.database.sql(f"SELECT __row FROM manifest WHERE (\n{self.where}\n)")
             return found.to_arrow_table().column(0).combine_chunks()
         except duckdb.Error as error:
@@ -75,6 +79,19 @@ class Condition:
             raise ValueError(f"--where {self.where!r}: {reason}") from error
         finally:
             self.database.unregister("manifest")
+
+
+def _is_only_where(parsed: dict[str, Any]) -> bool:
+    """Whether one SELECT was parsed that has nothing but a condition: a closing parenthesis in the
+    text may begin a UNION, ORDER BY, LIMIT or a second statement.
+    """
+    node = parsed["statements"][0]["node"]
+    clauses = ("modifiers", "group_expressions", "having", "qualify", "sample")
+    return (
+        len(parsed["statements"]) == 1
+        and node["type"] == "SELECT_NODE"
+        and not any(node[clause] for clause in clauses)
+    )
 
 
 def _of_classes(tables: Iterator[pa.Table], classes: tuple[str, ...]) -> Iterator[pa.Table]:

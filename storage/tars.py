@@ -9,6 +9,7 @@ import json
 import posixpath
 import tarfile
 from dataclasses import dataclass
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 
@@ -43,10 +44,12 @@ def index(location: Location, name: str, label_key: str | None) -> pa.Table:
     """
     images: list[_Member] = []
     labels: dict[str, str] = {}
-    with location.open(read_ahead=_READ_AHEAD) as file:
+    with location.open(read_ahead=_READ_AHEAD) as stream:
+        file = _Bounded(stream)
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as tar:
                 for info in tar:
+                    _check_size(file, info)
                     # A link names what is not here; a sparse file is not as long as it says.
                     if not info.isreg() or info.issparse() or _is_hidden(info.name):
                         continue
@@ -55,7 +58,7 @@ def index(location: Location, name: str, label_key: str | None) -> pa.Table:
                         images.append(member)
                     elif member.field in ("cls", "json"):
                         _read_label(member, _content(tar, info), label_key, labels)
-        except tarfile.TarError as error:
+        except (tarfile.TarError, RecursionError) as error:  # tarfile calls itself for each header
             raise ValueError(
                 f"{location}: {error}; a tar shard must be a plain, uncompressed tar"
             ) from error
@@ -77,6 +80,35 @@ def holds_member(header: bytes, size: int) -> bool:
         return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size == size
     except tarfile.HeaderError:
         return False
+
+
+class _Bounded:
+    """A tar's stream, of which only so much is read at once as a label or a long name may need:
+    Python's tarfile would reserve whatever a header claims.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.seek, self.tell = stream.seek, stream.tell
+        self._read = stream.read
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= _LARGEST_LABEL + BLOCK:
+            raise tarfile.ReadError(f"a header claims to be followed by {size} bytes of its own")
+        return self._read(size)
+
+
+def _check_size(file: _Bounded, info: tarfile.TarInfo) -> None:
+    """Refuse a size that is none, or that another header than the one before the data tells, by
+    which a shard finds out whether the tar is still the same.
+    """
+    is_told = True
+    if "size" in info.pax_headers:
+        file.seek(info.offset_data - BLOCK)
+        is_told = holds_member(file.read(BLOCK), info.size)
+    if not 0 <= info.size < 2**63 or not is_told:
+        raise ValueError(
+            f"member {printable(info.name)}: its headers do not tell a size ({info.size} bytes)"
+        )
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
@@ -114,7 +146,7 @@ def _read_label(member: _Member, content: bytes, key: str | None, labels: dict[s
         return
     try:
         fields = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"member {printable(member.name)} is no JSON: {error}") from error
     names = _LABELS if key is None else (key,)
     found = [fields[name] for name in names if isinstance(fields, dict) and name in fields]

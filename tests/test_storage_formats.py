@@ -12,6 +12,7 @@ import pytest
 
 from storage.columns import ColumnNames
 from storage.images import Fetched, Reading, fetch
+from storage.json_lines import MAX_LEVELS
 from storage.locations import Location, StorageUnavailable
 from storage.manifests import Manifest, ManifestError, read_manifest
 
@@ -64,6 +65,41 @@ def test_json_lines_are_a_list(location: Location) -> None:
     location.child("bad.jsonl").create(b'{"url": "a"}\n{"url": \n')
     with pytest.raises(ManifestError, match="JSON parse error"):
         read_manifest(location.child("bad.jsonl"))
+
+
+def nested(levels: int) -> bytes:
+    return b'{"uri": "/a.jpg", "x": ' + b"[" * (levels - 1) + b"]" * (levels - 1) + b"}"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (nested(MAX_LEVELS + 1), "more than 200 levels"),
+        (nested(100_000), "more than 200 levels"),
+        (b'["x"' + b"\n[\n" * 100_000, "more than 200 levels"),
+        (b'{"a":"\\\\"}' + b"[" * 100_000, "more than 200 levels"),
+        (b"null", "one object a line, and one is null"),
+        (b'{"uri":"/a.jpg"}\n null\n', "one object a line, and one is null"),
+        (b'{"uri":"\\\\"}null', "one object a line, and one is null"),
+    ],
+)
+def test_json_lines_that_would_end_the_process_are_refused(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
+    (tmp_path / "m.jsonl").write_bytes(data)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(Location(str(tmp_path / "m.jsonl")))
+
+
+def test_json_lines_may_hold_brackets_and_nulls_in_their_place(tmp_path: Path) -> None:
+    lines = [nested(MAX_LEVELS), b'{"uri":\n"/b.jpg", "label":\nnull}']
+    lines += [
+        b'{"uri": "/' + text + b'.jpg"}' for text in (b'\\"' + b"[" * 900, b"null", b"]}\\\\")
+    ]
+    (tmp_path / "m.jsonl").write_bytes(b"\n".join(lines))
+    rows = rows_of(read_manifest(Location(str(tmp_path / "m.jsonl"))), Location(f"{tmp_path}/s"))
+    names = ["/a.jpg", "/b.jpg", '/"' + "[" * 900 + ".jpg", "/null.jpg", "/]}\\.jpg"]
+    assert rows["uri"].to_pylist() == names
 
 
 @pytest.mark.parametrize("column", ["struct", "binary", "large"])

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.columns import ColumnNames
 from storage.locations import Location, StorageUnavailable
 from storage.manifests import Manifest, ManifestError, read_folder, read_manifest
 from storage.rows import RowFile, RowSource
+from storage.selection import Selection
 
 
 def parquet(columns: dict[str, Any]) -> bytes:
@@ -131,6 +133,39 @@ def test_columns_may_have_other_names_but_only_one_of_them(tmp_path: Path) -> No
     assert "it must hold text" in refusal(place, {"uri": [1]})
 
 
+def test_columns_that_are_there_twice_are_refused_where_they_are_meant(tmp_path: Path) -> None:
+    twice = [pa.array(["/a.jpg"]), pa.array(["x"]), pa.array(["y"])]
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(twice, ["uri", "x", "x"]), sink)
+    place = Location(str(tmp_path / "m.parquet"))
+    place.create(sink.getvalue())
+    assert read_manifest(place).rows == 1
+    with pytest.raises(ManifestError, match="several columns are called 'x': rename all but one"):
+        read_manifest(place, ColumnNames(uri="x"))
+    assert read_manifest(place, selection=Selection(where="uri <> 'x'")).rows == 1
+    with pytest.raises(ManifestError, match='Referenced column "x" not found'):
+        read_manifest(place, selection=Selection(where="x = 'x'"))
+
+
+def test_texts_may_be_views(tmp_path: Path) -> None:
+    place = Location(str(tmp_path))
+    views = {"uri": pa.array(["/a", "/b"], pa.string_view()), "label": pa.array(["x", "y"])}
+    assert manifest_of(place, views).column("uri").to_pylist() == ["/a", "/b"]
+    listed = read_manifest(place.child("m.parquet"), selection=Selection(where="label = 'y'"))
+    assert table_of(listed, place.child("stored")).column("uri").to_pylist() == ["/b"]
+
+
+@pytest.mark.parametrize("column", ["uri", "label", "image_id"])
+def test_texts_that_are_no_utf8_are_refused(tmp_path: Path, column: str) -> None:
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\x80.jpg"]).buffers())
+    message = refusal(Location(str(tmp_path)), {"uri": ["/a.jpg"], column: bad})
+    assert f"column {column} holds texts that are no UTF-8: " in message
+    line = b'{"uri": "/a.jpg"}\n{"uri": "/b.jpg", "%s": "\x80"}\n' % column.encode()
+    (tmp_path / "m.jsonl").write_bytes(line)
+    with pytest.raises(ManifestError):
+        read_manifest(Location(str(tmp_path / "m.jsonl")))
+
+
 def test_relative_uris_start_at_the_manifest(location: Location) -> None:
     uris = ["a.jpg", "s3://elsewhere/b.jpg", "/c.jpg", "../d.jpg", None, "~/e.jpg", "x?.jpg"]
     table = manifest_of(location.child("lists"), {"uri": uris, "id": list(range(7))})
@@ -159,6 +194,7 @@ def test_ids_are_unique_and_there(tmp_path: Path) -> None:
         (pa.array([3, None], pa.int8()), pa.int64(), [3, None]),
         (pa.array([3.0, float("nan")]), pa.int64(), [3, None]),
         (pa.array([3.0, None]), pa.int64(), [3, None]),
+        (pa.array([3.0, None], pa.float16()), pa.int64(), [3, None]),
         (pa.array(["3", None]), pa.string(), ["3", None]),
         (pa.nulls(2), pa.string(), [None, None]),
         (pa.array(["a", "a"]).dictionary_encode(), pa.string(), ["a", "a"]),

@@ -65,6 +65,14 @@ def test_a_condition_may_name_any_column(listed: Location, where: str, wanted: l
         ("width <", r"--where 'width <' is no SQL condition: .*syntax error"),
         ("nothing = 1", r'Referenced column "nothing" not found'),
         ("width > (SELECT avg(width) FROM manifest)", "a condition is on one row, so it holds no"),
+        ("true) UNION SELECT 999 WHERE (true", "a condition is on one row, so it holds no"),
+        ("true) UNION SELECT row FROM names WHERE (true", "so it holds no SELECT"),
+        ("true) ORDER BY (uri", "so it holds no SELECT"),
+        ("true) LIMIT (1", "so it holds no SELECT"),
+        ("true) USING SAMPLE (1", "so it holds no SELECT"),
+        ("true) GROUP BY (__row", "so it holds no SELECT"),
+        ("true); SELECT (1", "so it holds no SELECT"),
+        ("1 + " * 900 + "1", "is nested too deeply"),
         ("max(width) > 1", "WHERE clause cannot contain aggregates"),
         ("label = 3", "Could not convert string 'c0' to INT32"),
         ("width > 10000", "no row is left by --where, --classes and the like"),
@@ -73,6 +81,12 @@ def test_a_condition_may_name_any_column(listed: Location, where: str, wanted: l
 def test_what_is_no_condition_is_refused(listed: Location, where: str, message: str) -> None:
     with pytest.raises(ManifestError, match=message):
         selected(listed, Selection(where=where))
+
+
+def test_a_condition_on_a_type_that_duckdb_has_not_is_refused() -> None:
+    table = pa.table({"uri": ["/a.jpg"], "width": pa.array([1.0], pa.float16())})
+    with pytest.raises(ValueError, match=r"--where 'width > 0': .*Unsupported Internal Arrow Type"):
+        Condition("width > 0").rows(table)
 
 
 def test_a_condition_reads_no_files(tmp_path: Path) -> None:

@@ -91,3 +91,52 @@ def test_a_label_of_no_bound_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=rule):
         read_manifest(Location(str(path)))
     assert os.listdir(tmp_path) == ["s.tar"]
+
+
+def header(size: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A header of the member a.jpg with whatever size, and the checksum that belongs to it."""
+    block = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
+    block[124 : 124 + len(size)], block[156:157] = size, kind
+    total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    return bytes(block[:148]) + b"%06o\0 " % total + bytes(block[156:])
+
+
+def pax_size(size: bytes) -> bytes:
+    """A pax header that tells the next member's size."""
+    record = b"%d size=%s\n" % (len(size) + 9, size)
+    return header(b"%011o\0" % len(record), tarfile.XHDTYPE) + record.ljust(512, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        (header(b"\xff" * 10 + b"\xfe\0"), r"a\.jpg: its headers do not tell a size \(-512 bytes"),
+        (header(b"\x80" + b"\xff" * 11), r"do not tell a size \(309485009821345068724781055 bytes"),
+        (pax_size(b"100") + header(b"00000000012\0") + bytes(512), "not tell a size .100 bytes"),
+        (header(b"77777777777\0", b"L"), "a header claims to be followed by 8589934592 bytes"),
+        (header(b"\x80" + b"\xff" * 11, b"x"), "a header claims to be followed by 3094"),
+        (pax_size(b"100") * 2000 + header(b"00000000000\0"), "maximum recursion depth exceeded"),
+    ],
+)
+def test_headers_that_lead_nowhere_are_refused(
+    tmp_path: Path, headers: bytes, message: str
+) -> None:
+    (tmp_path / "s.tar").write_bytes(headers + bytes(1024))
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(Location(str(tmp_path / "s.tar")))
+
+
+def test_a_size_that_is_told_twice_alike_is_read(tmp_path: Path) -> None:
+    data = pax_size(b"10") + header(b"00000000012\0") + b"0123456789".ljust(512, b"\0")
+    place = Location(str(tmp_path / "s.tar"))
+    place.create(data + bytes(1024))
+    rows = tars.index(place, "s.tar", None)
+    assert [got.data for got in fetch(rows, Reading({}, allow_local=True))] == [b"0123456789"]
+
+
+def test_a_label_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "s.tar", "w") as file:
+        for name, content in (("a.jpg", b"picture"), ("a.json", b"[" * 100_000)):
+            file.addfile(member(name, content), io.BytesIO(content))
+    with pytest.raises(ManifestError, match=r"member a\.json is no JSON: maximum recursion"):
+        read_manifest(Location(str(tmp_path / "s.tar")))
