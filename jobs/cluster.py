@@ -153,6 +153,16 @@ def resources(execution: ExecutionConfig) -> Resources:
     return Resources("cpu", replicas, share, 0, loader_cpus=0, ahead=1, threads=cores)
 
 
+def asked_and_there(need: Resources) -> str:
+    """What a replica asks of a node, and what the nodes have."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    have = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes)
+    return (
+        f"each asks one node for {need.replica_gpus:g} GPUs and {need.replica_cpus:g} CPUs; the "
+        f"nodes have {have}"
+    )
+
+
 def in_order(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """What `map` is, on all CPUs of the cluster: results come in the order of the items.
 

@@ -15,17 +15,24 @@ class Suspicion:
 
     After a first kill the shard is explained again carefully, which tells the batch in hand at a
     second one. Halves of that batch are probed until one row is left, and that row alone. A row
-    that kills then is convicted: `crashed` says by what, and the shard is explained without it.
+    that kills then is convicted, if some other row does no harm: else processes die of something
+    else. `crashed` says what each convicted row does; the shard is explained without them.
     """
 
     shard: Shard
     crashed: dict[int, str] = field(default_factory=dict)
     _kills: int = 0
     _suspects: Shard | None = None
+    _is_survivable: bool = False
+    _culprit: int | None = None
+    _by: str = ""
+    _controls: list[Shard] = field(default_factory=list)
 
     @property
     def probe(self) -> Shard | None:
         """The rows to try next; None where the whole shard is to be explained, carefully."""
+        if self._controls:
+            return self._controls[0]
         return None if self._suspects is None else _first_half(self._suspects)
 
     @property
@@ -38,22 +45,52 @@ class Suspicion:
 
         `in_hand` are the rows that a whole attempt had in hand, None where that is not known.
         """
-        if self._suspects is None:
+        if self._controls:
+            self._controls.pop(0)
+        elif self._suspects is None:
             self._kills += 1
             self._suspects = (in_hand or self.shard) if self._kills > 1 else None
-        elif self._suspects.rows > 1:
-            self._suspects = _first_half(self._suspects)
+            self._is_survivable = False
+        elif (probed := _first_half(self._suspects)).rows > 1:
+            self._suspects = probed
         else:
-            row, self._suspects = self._suspects.start, None
-            self.crashed[row] = f"ends the work on it, alone too: {by}"
-            return row
+            self._culprit, self._by, self._suspects = probed.start, by, None
+            if self._is_survivable:
+                return self._convict()
+            self._controls = self._others(probed.start)
         return None
 
-    def survived(self) -> None:
-        """Note that a probe did no harm: it is the other half, or nothing that happens again."""
+    def survived(self) -> int | None:
+        """Note that a probe did no harm, and return the row that this convicts, if any.
+
+        Of suspects it is the other half, or nothing that happens again.
+        """
+        if self._controls:
+            self._controls = []
+            return self._convict()
+        self._is_survivable = True
         suspects = self._suspects
         if suspects is not None:
             self._suspects = _second_half(suspects) if suspects.rows > 1 else None
+        return None
+
+    def _convict(self) -> int | None:
+        if self._culprit is not None:
+            self.crashed[self._culprit] = f"ends the work on it, alone too: {self._by}"
+        return self._culprit
+
+    def _others(self, row: int) -> list[Shard]:
+        """Single rows, far apart, to see whether any row survives; the shard before has one too."""
+        first, middle, last = (
+            self.shard.start,
+            self.shard.start + self.shard.rows // 2,
+            self.shard.stop - 1,
+        )
+        return [
+            Shard(self.shard.index, other, other + 1)
+            for other in dict.fromkeys((last, middle, first, first - 1))
+            if other >= 0 and other != row and other not in self.crashed
+        ]
 
 
 def positions(crashed: Mapping[int, str], first: int, rows: range) -> dict[int, str]:

@@ -13,20 +13,17 @@ from ray import ObjectRef
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from explainer import PrecisionError
-from jobs.cluster import INFRASTRUCTURE, ClusterError, Resources, reason
+from jobs.cluster import INFRASTRUCTURE, ClusterError, Resources, asked_and_there, reason
 from jobs.config import ConfigurationError, ExecutionConfig
 from jobs.crashes import MOST_CRASHED, Suspicion
 from jobs.loader import load_batch
+from jobs.patience import Patience
 from jobs.plan import Shard
 from jobs.replica import Replica, ReplicaInfo
 from jobs.worker import Job, ShardReport
 from storage.locations import StorageUnavailable
 
 MOST_ATTEMPTS = 3
-# A replica is hung when a shard takes so many times as long as the slowest before it, by rows.
-HUNG_TIMES = 10
-LEAST_HUNG_SECONDS = 300.0
-UNKNOWN_HUNG_SECONDS = 4 * 3600.0
 POLL_SECONDS = 1.0
 
 
@@ -77,7 +74,10 @@ class Pool:
     _suspicions: dict[int, Suspicion] = field(default_factory=dict)
     _calls: dict["ObjectRef[Any]", _Member] = field(default_factory=dict)
     _losses_in_a_row: int = 0
-    _slowest: float | None = None
+    _patience: Patience = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._patience = Patience(self.execution.shard_timeout)
 
     @property
     def live(self) -> int:
@@ -150,27 +150,34 @@ class Pool:
         except RayActorError as error:
             return self._replace(member, job, member.hung or reason(error))
         except (WorkerCrashedError, OutOfMemoryError) as error:
-            outcome = self._killed(member.shard, "loading task died", reason(error))
+            failure = self._killed(member.shard, "loading task died", reason(error))
             self._assign(member)
-            return outcome
+            return failure
         except (*INFRASTRUCTURE, torch.OutOfMemoryError) as error:
-            outcome = self._retry(member.shard, reason(error))
+            failure = self._retry(member.shard, reason(error))
             self._assign(member)
-            return outcome
+            return failure
         except PrecisionError as error:
             raise ConfigurationError([reason(error)]) from error
         self._losses_in_a_row = 0
+        outcome = self._note(member, result)
+        self._assign(member)
+        return outcome
+
+    def _note(
+        self, member: _Member, result: ReplicaInfo | ShardReport | None
+    ) -> ShardReport | ShardFailure | None:
+        """Learn from what a replica gave back, which is nothing where a probe did no harm."""
         if isinstance(result, ReplicaInfo):
             self._admit(result)
             member.ready = True
-        elif result is not None:
-            took = (time.monotonic() - member.since) / result.shard.rows
-            self._slowest = max(self._slowest or 0.0, took)
+            return None
+        if result is not None:
+            self._patience.learn(result.shard, time.monotonic() - member.since)
         elif member.shard is not None:
-            self._suspicions[member.shard.index].survived()
-            self._queue.appendleft(member.shard)
-        self._assign(member)
-        return result if isinstance(result, ShardReport) else None
+            suspicion = self._suspicions[member.shard.index]
+            return self._search_on(suspicion, suspicion.survived())
+        return result
 
     def _admit(self, replica: ReplicaInfo) -> None:
         expected = self.job.run.description["fingerprint_of"]["model"]["weights"]
@@ -215,17 +222,9 @@ class Pool:
             if member.shard is None or member.hung is not None:
                 continue
             took = time.monotonic() - member.since
-            if took > self._patience(member.shard):
+            if took > self._patience.seconds(member.shard):
                 member.hung = f"hung: {took:.0f} s for shard {member.shard.index}"
                 ray.kill(member.actor)
-
-    def _patience(self, shard: Shard) -> float:
-        """Seconds that a shard may take."""
-        if self.execution.shard_timeout is not None:
-            return self.execution.shard_timeout
-        if self._slowest is None:
-            return UNKNOWN_HUNG_SECONDS
-        return max(LEAST_HUNG_SECONDS, HUNG_TIMES * self._slowest * shard.rows)
 
     def _take(self, *, steal: bool = True) -> Shard | None:
         """The next shard of the queue; an idle replica takes one that another holds in reserve."""
@@ -260,12 +259,16 @@ class Pool:
         if suspicion.probe is None:
             suspicion.killed(by, self._in_hand(shard))
             return self._retry(shard, error)
-        row = suspicion.killed(by, None)
-        if row is not None:
-            self.news.append(f"row {row} of the manifest {suspicion.crashed[row]}")
+        return self._search_on(suspicion, suspicion.killed(by, None))
+
+    def _search_on(self, suspicion: Suspicion, convicted: int | None) -> ShardFailure | None:
+        """Put a shard under suspicion at the head of the queue, unless too much of it crashes."""
+        shard = suspicion.shard
+        if convicted is not None:
+            self.news.append(f"row {convicted} of the manifest {suspicion.crashed[convicted]}")
             self._attempts[shard.index] = 1
         if suspicion.is_hopeless:
-            return ShardFailure(shard, f"more than {MOST_CRASHED} of its images crash: {error}")
+            return ShardFailure(shard, f"more than {MOST_CRASHED} of its images crash")
         self._queue.appendleft(shard)
         return None
 
@@ -290,10 +293,7 @@ class Pool:
     def _check_alive(self, last_live: float) -> None:
         if time.monotonic() - last_live < self.execution.start_timeout:
             return
-        need, nodes = self.resources, [n["Resources"] for n in ray.nodes() if n["Alive"]]
-        have = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes)
         raise ClusterError(
-            f"0 of {need.replicas} replicas at work for {self.execution.start_timeout:g} s; each "
-            f"asks one node for {need.replica_gpus:g} GPUs and {need.replica_cpus:g} CPUs; the "
-            f"nodes have {have}"
+            f"0 of {self.resources.replicas} replicas at work for "
+            f"{self.execution.start_timeout:g} s; {asked_and_there(self.resources)}"
         )

@@ -65,8 +65,9 @@ def test_every_poisonous_row_is_found_and_no_other(rows):
         suspicion = Suspicion(Shard(3, 100, 100 + rows))
         steps = searched(suspicion, lambda found, all_=poisonous: bool(all_ & set(found)))
         assert set(suspicion.crashed) == poisonous
-        # A kill, its repetition, four probes of a batch of eight; then the next, without a first.
-        assert steps <= 2 + 6 * len(poisonous)
+        # A kill, its repetition, four probes of a batch of eight and another row, or some if they
+        # kill too; then the next, without a first.
+        assert steps <= 2 + 9 * len(poisonous)
 
 
 def test_what_happens_twice_and_not_again_convicts_nobody():
@@ -81,6 +82,29 @@ def test_what_happens_twice_and_not_again_convicts_nobody():
         suspicion.survived()
     assert probes == [(0, 8), (8, 12), (12, 14), (14, 15), (15, 16)]
     assert suspicion.crashed == {}
+
+
+def test_where_every_row_kills_none_is_convicted():
+    suspicion = Suspicion(Shard(2, 32, 48))
+    suspicion.killed("died", None)
+    suspicion.killed("died", Shard(2, 32, 40))
+    probes = []
+    while (probe := suspicion.probe) is not None:
+        probes.append(range(probe.start, probe.stop))
+        assert suspicion.killed("died", None) is None
+    assert [len(rows) for rows in probes] == [4, 2, 1, 1, 1, 1]
+    assert [rows.start for rows in probes[2:]] == [32, 47, 40, 31]
+    assert suspicion.crashed == {}
+
+
+def test_the_first_row_is_convicted_once_another_survives():
+    suspicion = Suspicion(Shard(0, 0, 2))
+    suspicion.killed("died", None)
+    suspicion.killed("died", None)
+    assert suspicion.killed("died", None) is None
+    assert suspicion.probe == Shard(0, 1, 2)
+    assert suspicion.survived() == 0
+    assert list(suspicion.crashed) == [0]
 
 
 def test_too_many_crashes_in_a_shard_are_no_images_fault():
