@@ -2,8 +2,8 @@
 
     python benchmarks/chaos.py --rounds N --log FILE [--seed S] [--only K] [--report]
 
-Each round starts the job (300 images in 19 shards, two replicas, three Ray nodes; images and run
-in S3, through a proxy), lets one or two faults happen to it, and starts the same command again
+Each round starts the job (300 images in 19 shards, one or two replicas, two Ray nodes; images and
+run in S3, through a proxy), lets one or two faults happen to it, and starts the same command again
 until it exits 0. The run must then hold what an undisturbed run holds: every row once and equal,
 maps bit for bit, no torn and no other object, and `saliency verify` must agree. What happens
 follows from the seed and the round's number alone; when exactly, from the machine too.
@@ -43,6 +43,7 @@ from benchmarks.chaos_stage import Stage
 
 MOST_STARTS = 16  # a fault of the store may outlast many that end at once
 RESTART_SECONDS = 1.0
+MOST_REPLICAS = 2
 MOST_SECONDS = 300.0  # that one start of a driver may take
 POLL_SECONDS = 0.1
 HELD, TERMINATED = 5, 143
@@ -52,8 +53,9 @@ out = Console(soft_wrap=True, highlight=False)
 class Round:
     """One run that is disturbed; `codes` are those of its drivers, `problems` what may not be."""
 
-    def __init__(self, stage: Stage, name: str, acts: list[Act], log: Path) -> None:
+    def __init__(self, stage: Stage, number: int, name: str, acts: list[Act], log: Path) -> None:
         self.stage, self.name, self.log = stage, name, log
+        self.replicas = MOST_REPLICAS - number % MOST_REPLICAS
         self.left = list(acts)
         self.done: list[str] = []
         self.codes: list[int] = []
@@ -64,7 +66,7 @@ class Round:
     def play(self) -> None:
         """Start the driver until it exits 0, while the acts happen."""
         while len(self.codes) < MOST_STARTS:
-            self.scene.driver = self.stage.drive(self.name, self.log)
+            self.scene.driver = self.stage.drive(self.name, self.log, self.replicas)
             refused = self._watch()
             self._judge(self.scene.driver.exitcode, refused)
             if self.codes[-1] == 0:
@@ -107,7 +109,7 @@ class Round:
             self.problems.append(f"a driver exited with {code}")
 
     def _start_second(self) -> None:
-        self.second = self.stage.drive(self.name, self.log)
+        self.second = self.stage.drive(self.name, self.log, self.replicas)
 
     def _watch_second(self) -> None:
         """A second driver ends with 5 while the first is alive, and may find the run finished."""
@@ -149,7 +151,7 @@ def main() -> None:
 
 def undisturbed(stage: Stage, log: Path) -> Objects:
     """What every run must be equal to."""
-    driver = stage.drive("undisturbed", log)
+    driver = stage.drive("undisturbed", log, MOST_REPLICAS)
     driver.join()
     if driver.exitcode != 0:
         raise RuntimeError(f"the undisturbed run exited with {driver.exitcode}: {log.read_text()}")
@@ -161,7 +163,7 @@ def play(stage: Stage, reference: Objects, seed: int, number: int, log: Path) ->
     started, acts = time.monotonic(), draw(seed, number)
     stage.store.requests.clear()
     name, told = f"runs/{seed}-{number}", stage.folder / f"{seed}-{number}.log"
-    played = Round(stage, name, acts, told)
+    played = Round(stage, number, name, acts, told)
     played.play()
     compared = compare(reference, stage.place(name), stage.storage)
     differs = [f"{n} rows {what}" for what, n in asdict(compared).items() if n and what in ROWS]

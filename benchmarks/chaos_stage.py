@@ -19,10 +19,10 @@ from benchmarks.weed import BUCKET, Weed, free_ports
 from storage.locations import Location, StorageUnavailable
 
 IMAGES = 300
-BATCH_SIZE, REPLICAS = 8, 2
+BATCH_SIZE = 8
 MODEL = "vit_tiny_patch16_224"
 MODEL_ARGUMENTS = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
-WORKER_NODES = 2
+WORKER_NODES = 1
 NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 100 * 2**20}
 # Ray ends processes that are idle for a second where a node has few cores, and a loading process
 # takes seconds of a core to start anew.
@@ -78,14 +78,14 @@ class Stage:
             return len(self.place(run).child("explanations").names())
         return 0
 
-    def drive(self, run: str, log: Path) -> ForkServerProcess:
+    def drive(self, run: str, log: Path, replicas: int) -> ForkServerProcess:
         """Start `saliency explain` for a run, the same command each time."""
         arguments = [
             "explain", "--images", f"s3://{BUCKET}/images", "--out", f"s3://{BUCKET}/{run}",
             "--input-storage", str(self.storage), "--output-storage", str(self.storage),
             "--model", MODEL, "--checkpoint", "random:0",
             "--model-args", json.dumps(MODEL_ARGUMENTS), "--address", self.address,
-            "--replicas", str(REPLICAS), "--batch-size", str(BATCH_SIZE),
+            "--replicas", str(replicas), "--batch-size", str(BATCH_SIZE),
         ]  # fmt: skip
         driver = self._processes.Process(target=_drive, args=(arguments, str(log)))
         driver.start()
