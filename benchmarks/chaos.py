@@ -34,7 +34,7 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ["RAY_AUTH_MODE"] = "disabled"  # the cluster listens on this machine only
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # How long Ray keeps a driver whose cluster is gone; by default a minute, at a core's full cost.
-os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"
+os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "10"  # noqa: SIM112 - Ray's own name
 
 from rich.console import Console
 

@@ -1,6 +1,6 @@
 """Whether a run that was disturbed holds what an undisturbed one holds: no row less, more or other.
 
-Every object is read past the faults. Attempts and leases are a run's own; so is what a start that
+Every object is read past the faults. Attempts, leases and breadcrumbs are a run's own; so is what a start that
 was killed leaves of its attempt to write.
 """
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from jobs.verify import Request, verify
 from storage.locations import Location
 
-OWN = re.compile(r"attempts/\d+\.json|lease/\d+\.json|\.writable-[0-9a-f]+")
+OWN = re.compile(r"attempts/\d+\.json|lease/\d+\.json|breadcrumbs/\d+\.json|\.writable-[0-9a-f]+")
 _PART = re.compile(r"explanations/part-\d{8}\.parquet")
 
 
