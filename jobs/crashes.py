@@ -7,6 +7,7 @@ from jobs.plan import Shard
 
 # With more of them the cluster is at fault, or the user is to look before the run goes on.
 MOST_CRASHED = 16
+KILLS_ALONE = 2
 
 
 @dataclass
@@ -14,15 +15,16 @@ class Suspicion:
     """A shard that killed its replica or its loading task, and what is known of the image that did.
 
     After a first kill the shard is explained again carefully, which tells the batch in hand at a
-    second one. Halves of that batch are probed until one row is left, and that row alone. A row
-    that kills then is convicted, if some other row does no harm: else processes die of something
-    else. `crashed` says what each convicted row does; the shard is explained without them.
+    second one. Halves of that batch are probed until one row is left. It is convicted if it kills
+    alone, twice, since nodes die too, and if some other row does no harm: else processes die of
+    something else. `crashed` says what each convicted row does; the shard is explained without it.
     """
 
     shard: Shard
     crashed: dict[int, str] = field(default_factory=dict)
     _kills: int = 0
     _suspects: Shard | None = None
+    _kills_alone: int = 0
     _is_survivable: bool = False
     _culprit: int | None = None
     _by: str = ""
@@ -50,14 +52,12 @@ class Suspicion:
         elif self._suspects is None:
             self._kills += 1
             self._suspects = (in_hand or self.shard) if self._kills > 1 else None
-            self._is_survivable = False
-        elif (probed := _first_half(self._suspects)).rows > 1:
-            self._suspects = probed
+            self._kills_alone, self._is_survivable = 0, False
         else:
-            self._culprit, self._by, self._suspects = probed.start, by, None
-            if self._is_survivable:
-                return self._convict()
-            self._controls = self._others(probed.start)
+            self._suspects = _first_half(self._suspects)
+            self._kills_alone += self._suspects.rows == 1
+            if self._kills_alone == KILLS_ALONE:
+                return self._accuse(self._suspects.start, by)
         return None
 
     def survived(self) -> int | None:
@@ -72,6 +72,14 @@ class Suspicion:
         suspects = self._suspects
         if suspects is not None:
             self._suspects = _second_half(suspects) if suspects.rows > 1 else None
+        return None
+
+    def _accuse(self, row: int, by: str) -> int | None:
+        """Convict a row at once where something has survived, else see whether anything does."""
+        self._culprit, self._by, self._suspects = row, by, None
+        if self._is_survivable:
+            return self._convict()
+        self._controls = self._others(row)
         return None
 
     def _convict(self) -> int | None:

@@ -268,8 +268,10 @@ class Location:
         names = [entry["name"] for entry in entries if entry["type"] != "directory"]
         folders = [entry["name"] for entry in entries if entry["type"] == "directory"]
         with ThreadPoolExecutor(_LISTERS, "list") as pool:
-            for below in pool.map(self.filesystem.find, folders):
-                names += below
+            for folder, below in zip(folders, pool.map(self.filesystem.find, folders), strict=True):
+                names += [
+                    name for name in below if name != folder
+                ]  # an emptied folder of some stores
         found = [n[len(path) + 1 :] for n in names if n.startswith(path + "/")]
         if not found:
             raise FileNotFoundError("nothing there")

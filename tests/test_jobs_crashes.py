@@ -65,8 +65,8 @@ def test_every_poisonous_row_is_found_and_no_other(rows):
         suspicion = Suspicion(Shard(3, 100, 100 + rows))
         steps = searched(suspicion, lambda found, all_=poisonous: bool(all_ & set(found)))
         assert set(suspicion.crashed) == poisonous
-        # A kill, its repetition, four probes of a batch of eight and another row, or some if they
-        # kill too; then the next, without a first.
+        # A kill and its repetition; three probes of a batch of eight, the row again, and others
+        # until one survives; then the next, without a first.
         assert steps <= 2 + 9 * len(poisonous)
 
 
@@ -92,8 +92,21 @@ def test_where_every_row_kills_none_is_convicted():
     while (probe := suspicion.probe) is not None:
         probes.append(range(probe.start, probe.stop))
         assert suspicion.killed("died", None) is None
-    assert [len(rows) for rows in probes] == [4, 2, 1, 1, 1, 1]
-    assert [rows.start for rows in probes[2:]] == [32, 47, 40, 31]
+    assert [len(rows) for rows in probes] == [4, 2, 1, 1, 1, 1, 1]
+    assert [rows.start for rows in probes[2:]] == [32, 32, 47, 40, 31]
+    assert suspicion.crashed == {}
+
+
+def test_a_row_that_kills_alone_but_once_is_not_convicted():
+    suspicion = Suspicion(Shard(0, 0, 2))
+    suspicion.killed("died", None)
+    suspicion.killed("died", None)
+    suspicion.survived()
+    assert suspicion.probe == Shard(0, 1, 2)
+    suspicion.killed("node lost", None)
+    assert suspicion.probe == Shard(0, 1, 2)
+    assert suspicion.survived() is None
+    assert suspicion.probe is None
     assert suspicion.crashed == {}
 
 
@@ -101,6 +114,8 @@ def test_the_first_row_is_convicted_once_another_survives():
     suspicion = Suspicion(Shard(0, 0, 2))
     suspicion.killed("died", None)
     suspicion.killed("died", None)
+    assert suspicion.killed("died", None) is None
+    assert suspicion.probe == Shard(0, 0, 1)
     assert suspicion.killed("died", None) is None
     assert suspicion.probe == Shard(0, 1, 2)
     assert suspicion.survived() == 0

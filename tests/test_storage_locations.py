@@ -84,6 +84,14 @@ def test_missing_objects_and_folders_say_so(location: Location) -> None:
         location.child("object").walk()
 
 
+def test_a_folder_that_was_emptied_is_no_object(location: Location) -> None:
+    location.child("emptied", "object").create(b"x")
+    location.child("kept").create(b"x")
+    location.child("emptied", "object").delete()
+    assert location.walk() == ["kept"]
+    assert location.names() == ["kept"]
+
+
 def test_an_empty_object_is_never_created_but_can_be_read(location: Location) -> None:
     place = location.child("marker")
     place.create(b"full")
