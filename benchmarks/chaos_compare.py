@@ -1,7 +1,7 @@
 """Whether a run that was disturbed holds what an undisturbed one holds: no row less, more or other.
 
-Every object is read past the faults. Attempts, leases and breadcrumbs are a run's own; so is what a start that
-was killed leaves of its attempt to write.
+Every object is read past the faults. Attempts, leases and breadcrumbs are a run's own; so is what a
+start that was killed leaves of its attempt to write.
 """
 
 import io
