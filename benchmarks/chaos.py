@@ -3,10 +3,10 @@
     python benchmarks/chaos.py --rounds N --log FILE [--seed S] [--only K] [--report]
 
 Each round starts the job (300 images in 19 shards, one replica or, each fourth round, two; two Ray
-nodes; images and run in S3, through a proxy), lets one or two faults happen to it, and starts the same command again
-until it exits 0. The run must then hold what an undisturbed run holds: every row once and equal,
-maps bit for bit, no torn and no other object, and `saliency verify` must agree. What happens
-follows from the seed and the round's number alone; when exactly, from the machine too.
+nodes; images and run in S3, through a proxy), lets one or two faults happen to it, and starts the
+same command again until it exits 0. The run must then hold what an undisturbed run holds: every row
+once and equal, maps bit for bit, no torn and no other object, and `saliency verify` must agree.
+What happens follows from the seed and the round's number alone; when exactly, from the machine too.
 
 The log has a line of JSON a round. Started again with the same log, N more rounds follow the last
 one of that seed. A round that fails is told with its seed, its objects and logs are kept beside the
