@@ -107,7 +107,7 @@ class FaultyStore:
         self._thread.start()
         try:
             asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
-        except BaseException:
+        except BaseException:  # whatever it is, the thread must not outlive it
             self._stop()
             raise
         return self

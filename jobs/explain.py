@@ -47,7 +47,8 @@ def explain(config: ExplainConfig, console: Console, replica: type[Replica] = Re
         return Exit.COMPLETE
 
     run = open_or_create(prepared.out, prepared.description)
-    if (known := finished(run, shards_to_do(run, planned, config.execution))) is not None:
+    known = finished(run, remaining(planned, run.committed()))
+    if known is not None and not config.execution.retry_failed:
         return summary.tell_finished(console, run, config, known)
 
     summary.warn_unless_conditional(console, run)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -241,6 +242,25 @@ def small_config(
         input=InputConfig(images=str(image_folder)),
         execution=ExecutionConfig(address=ray_address, replicas=2, batch_size=8),
     )
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    small_config: ExplainConfig,
+    run_job: Callable[[ExplainConfig], tuple[Exit, str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ExplainConfig:
+    """A whole run of every picture five times, 300 in 19 shards: enough to be disturbed in."""
+    folder = tmp_path_factory.mktemp("many")
+    for path in Path(small_config.input.images or "").rglob("*.*g"):
+        (folder / path.parent.name).mkdir(exist_ok=True)
+        for copy in range(5):
+            shutil.copy(path, folder / path.parent.name / f"{copy}-{path.name}")
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    config = replace(small_config, out=str(out), input=InputConfig(images=str(folder)))
+    assert run_job(config)[0] is Exit.COMPLETE
+    assert len(Location(config.out).child("explanations").names()) == 19
+    return config
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def store(s3_server: Any) -> Iterator[FaultyStore]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
+def undisturbed_in_s3(
     store: FaultyStore,
     s3_server: Any,
     small_config: ExplainConfig,
@@ -51,10 +51,12 @@ def undisturbed(
 
 
 @pytest.fixture
-def config(undisturbed: ExplainConfig, store: FaultyStore, request: Any) -> Iterator[ExplainConfig]:
+def config(
+    undisturbed_in_s3: ExplainConfig, store: FaultyStore, request: Any
+) -> Iterator[ExplainConfig]:
     """The same run in another place."""
     store.requests.clear()
-    yield replace(undisturbed, out=f"{BUCKET}/{request.node.name}")
+    yield replace(undisturbed_in_s3, out=f"{BUCKET}/{request.node.name}")
     store.inject()
 
 
@@ -70,17 +72,17 @@ def parts(s3_server: Any) -> Callable[[ExplainConfig], dict[str, bytes]]:
 
 
 def test_overload_and_lost_connections_cost_time_and_nothing_else(
-    run_job, config, undisturbed, store, parts
+    run_job, config, undisturbed_in_s3, store, parts
 ):
     store.inject(Fault("slow_down", 0.05), Fault("reset", 0.05), Fault("reset_after", 0.05))
     code, told = run_job(config)
     assert code is Exit.COMPLETE, told
     assert set(store.met) == {"slow_down", "reset", "reset_after"}
-    assert parts(config) == parts(undisturbed)
+    assert parts(config) == parts(undisturbed_in_s3)
 
 
 def test_credentials_that_expire_in_mid_run_leave_shards_undone_and_make_no_rows(
-    run_job, config, undisturbed, store, parts, capsys
+    run_job, config, undisturbed_in_s3, store, parts, capsys
 ):
     # One of the last images: others are read, and with them some parts may be written, before.
     store.inject(Fault("expired", path="cat/05"))
@@ -90,7 +92,7 @@ def test_credentials_that_expire_in_mid_run_leave_shards_undone_and_make_no_rows
     assert "The provided token has expired" in told
     written = parts(config)
     assert 0 < len(written) < SHARDS
-    assert written.items() <= parts(undisturbed).items()
+    assert written.items() <= parts(undisturbed_in_s3).items()
 
     store.inject(Fault("expired", path="summary"))
     assert run_command(config) == Exit.INCOMPLETE
@@ -100,15 +102,17 @@ def test_credentials_that_expire_in_mid_run_leave_shards_undone_and_make_no_rows
     store.inject()
     code, told = run_job(config)
     assert code is Exit.COMPLETE, told
-    assert parts(config) == parts(undisturbed)
+    assert parts(config) == parts(undisturbed_in_s3)
 
 
-def test_a_listing_that_lags_loses_and_doubles_nothing(run_job, config, undisturbed, store, parts):
+def test_a_listing_that_lags_loses_and_doubles_nothing(
+    run_job, config, undisturbed_in_s3, store, parts
+):
     store.inject(Fault("lagging", seconds=math.inf))
     for _ in range(2):  # the second finds its own parts only when it writes them
         code, told = run_job(config)
         assert code is Exit.COMPLETE, told
-        assert parts(config) == parts(undisturbed)
+        assert parts(config) == parts(undisturbed_in_s3)
     store.inject()
     code, told = run_job(config)
     assert code is Exit.COMPLETE, told

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from jobs.config import Exit, ExplainConfig, InputConfig
+from jobs.config import Exit, ExplainConfig
 from jobs.explain import explain
 from jobs.plan import Shard
 from jobs.replica import Replica
@@ -31,23 +30,6 @@ IMAGES, SHARDS = 300, 19
 # What `ray job stop` leaves between SIGTERM and SIGKILL.
 GRACE_SECONDS = 3.0
 Runner = Callable[[ExplainConfig], tuple[Exit, str]]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    small_config: ExplainConfig, run_job: Runner, tmp_path_factory: pytest.TempPathFactory
-) -> ExplainConfig:
-    """A whole run of every image five times: enough shards to be killed in the midst of them."""
-    folder = tmp_path_factory.mktemp("many")
-    for path in Path(small_config.input.images).rglob("*.*g"):
-        (folder / path.parent.name).mkdir(exist_ok=True)
-        for copy in range(IMAGES // 60):
-            shutil.copy(path, folder / path.parent.name / f"{copy}-{path.name}")
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    config = replace(small_config, out=str(out), input=InputConfig(images=str(folder)))
-    assert run_job(config)[0] is Exit.COMPLETE
-    assert len(parts(config)) == SHARDS
-    return config
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 """Nodes that are lost in mid-run: one, whose work others do, and all, after which a run resumes."""
 
 import json
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,29 +13,13 @@ from typing import Any
 import pytest
 
 from benchmarks.weed import free_ports
-from jobs.config import Exit, ExplainConfig, InputConfig
+from jobs.config import Exit, ExplainConfig
 from storage.locations import Location
 
 IMAGES, SHARDS = 300, 19
 # Ray itself gives a lost head node up after 60 s.
 GIVES_UP_SECONDS = 120
 NODE: dict[str, Any] = {"object_store_memory": 100 * 2**20}
-Runner = Callable[[ExplainConfig], tuple[Exit, str]]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    small_config: ExplainConfig, run_job: Runner, tmp_path_factory: pytest.TempPathFactory
-) -> ExplainConfig:
-    folder = tmp_path_factory.mktemp("many")
-    for path in Path(small_config.input.images).rglob("*.*g"):
-        (folder / path.parent.name).mkdir(exist_ok=True)
-        for copy in range(IMAGES // 60):
-            shutil.copy(path, folder / path.parent.name / f"{copy}-{path.name}")
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    config = replace(small_config, out=str(out), input=InputConfig(images=str(folder)))
-    assert run_job(config)[0] is Exit.COMPLETE
-    return config
 
 
 @contextmanager
