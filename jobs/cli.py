@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from jobs.config import ConfigurationError, Exit, ExplainConfig, StoresDownError
+from jobs.config import AuditConfig, ConfigurationError, Exit, ExplainConfig, StoresDownError
 from jobs.terminal import Terminal, plain
 
 
@@ -56,8 +56,10 @@ class Verify:
     """JSON file of fsspec options for reading the run and its manifest."""
 
 
+AnyCommand = ExplainConfig | AuditConfig | Demo | Export | Verify
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
+    | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -67,7 +69,7 @@ Command = (
 def main() -> None:
     """Run one sub-command and exit with its code."""
     logging.basicConfig(level=logging.WARNING)
-    command: ExplainConfig | Demo | Export | Verify = tyro.cli(
+    command: AnyCommand = tyro.cli(
         Command,
         prog="saliency",
         description="Explain every image of a dataset, and see where a vision transformer looks.",
@@ -76,10 +78,12 @@ def main() -> None:
     sys.exit(run(command))
 
 
-def run(command: ExplainConfig | Demo | Export | Verify) -> Exit:
+def run(command: AnyCommand) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True)
-    set_ray_environment(command.execution.address if isinstance(command, ExplainConfig) else None)
+    set_ray_environment(
+        command.execution.address if isinstance(command, ExplainConfig | AuditConfig) else None
+    )
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
     from storage.manifests import NothingNew
@@ -104,7 +108,7 @@ def run(command: ExplainConfig | Demo | Export | Verify) -> Exit:
         return Exit.BUG
 
 
-def _start(command: ExplainConfig | Demo | Export | Verify, console: Console) -> Exit:
+def _start(command: AnyCommand, console: Console) -> Exit:
     if isinstance(command, Demo):
         from jobs.demo import demo
 
@@ -118,6 +122,10 @@ def _start(command: ExplainConfig | Demo | Export | Verify, console: Console) ->
         from jobs import verify
 
         return verify.verify(verify.Request(command.run, command.input_storage), console)
+    if isinstance(command, AuditConfig):
+        from jobs.audit import audit
+
+        return audit(command, console)
     from jobs.explain import explain
 
     return explain(command, console)

@@ -177,6 +177,68 @@ class ExplainConfig:
         return found
 
 
+@dataclass(frozen=True)
+class AuditConfig:
+    """Find the classes of a finished run that rest on something they should not; the same command
+    resumes an audit that was interrupted."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory: a path or a URL (s3://...)."""
+    classes: str | None = None
+    """Audit these classes: a,b,c. Default: all."""
+    images: int = 200
+    """Most images of a class to look at; one half finds cues, the other tests them."""
+    seed: int = 0
+    """What images, and where cues are pasted, are drawn by."""
+    budget: float | None = None
+    """Minutes after which no class is begun; the others stay untested."""
+    fail_on: Literal["shortcut"] | None = None
+    """Exit with code 4 where there is such a finding."""
+    allow_untested: bool = False
+    """With --fail-on, take classes that could not be tested for clean ones."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU a replica where the cluster has GPUs, else CPU cores."""
+    replicas: int | None = None
+    """How many copies of the model. Default: one a GPU, or one for every four cores."""
+    batch_size: int | None = None
+    """Images that go through the model at once. Default: 32 on CPU cores, 128 on a GPU."""
+    address: str | None = None
+    """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
+    start_timeout: float = 600.0
+    """Seconds to wait for the first replica."""
+    take_over: bool = False
+    """Take the audit from the driver that holds it, dead or alive."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading images, manifest, checkpoint and head."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for reading the run and writing the audit."""
+
+    def problems(self) -> list[str]:
+        """What can be told wrong from the values alone, one line each."""
+        found = []
+        for name, least in (("images", 2), ("replicas", 1), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                flag = name.replace("_", "-")
+                found.append(f"--{flag} must be at least {least}; got {value}")
+        if self.budget is not None and self.budget <= 0:
+            found.append(f"--budget is in minutes, more than 0; got {self.budget:g}")
+        return found
+
+    @property
+    def execution(self) -> ExecutionConfig:
+        """What these options say of replicas."""
+        return ExecutionConfig(
+            device=self.device,
+            replicas=self.replicas,
+            batch_size=self.batch_size,
+            address=self.address,
+            start_timeout=self.start_timeout,
+            take_over=self.take_over,
+            allow_definition=True,
+        )
+
+
 class Exit(IntEnum):
     """What a command's exit code means; the same for every sub-command."""
 
@@ -184,6 +246,7 @@ class Exit(IntEnum):
     INCOMPLETE = 1
     BAD_INPUT = 2
     TOO_MANY_FAILED = 3
+    FINDINGS = 4
     HELD = 5
     BUG = 70
     INTERRUPTED = 130

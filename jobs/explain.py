@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
@@ -150,6 +150,20 @@ def _watch(
     pool: Pool, todo: list[Shard], attempt: Attempt, progress: RunProgress, tolerated: float
 ) -> None:
     """Count what comes back until all shards are settled or too many images have failed."""
+    with closing(follow(pool, todo, attempt, progress)) as outcomes:
+        for _ in outcomes:
+            if attempt.failed_images > tolerated:
+                attempt.stopped = Exit.TOO_MANY_FAILED
+                return
+
+
+def follow(
+    pool: Pool, todo: list[Shard], attempt: Attempt, progress: RunProgress
+) -> Generator[None]:
+    """Note and show what becomes of shards, and yield each time that something or nothing has.
+
+    Leaving the iterator early ends the replicas. Raises what `Pool.explain` and `Lease.check` do.
+    """
     with closing(pool.explain(todo)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, ShardFailure):
@@ -162,9 +176,7 @@ def _watch(
                 progress.tell(pool.news.pop(0))
             progress.show(pool.live, pool.resources.replicas)
             attempt.lease.check()
-            if attempt.failed_images > tolerated:
-                attempt.stopped = Exit.TOO_MANY_FAILED
-                return
+            yield
 
 
 def publish_class_heatmaps(

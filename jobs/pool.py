@@ -19,7 +19,7 @@ from jobs.crashes import MOST_CRASHED, Suspicion
 from jobs.loader import load_batch
 from jobs.patience import Patience
 from jobs.plan import Shard
-from jobs.replica import Replica, ReplicaInfo
+from jobs.replica import Explains, Replica, ReplicaInfo
 from jobs.worker import Job, ShardReport
 from storage.locations import StorageUnavailable
 
@@ -65,7 +65,7 @@ class Pool:
     resources: Resources
     execution: ExecutionConfig
     committed: frozenset[int] = frozenset()
-    replica: type[Replica] = Replica
+    replica: type[Explains] = Replica
     replicas: list[ReplicaInfo] = field(default_factory=list)
     news: list[str] = field(default_factory=list)
     first_ready: float | None = None

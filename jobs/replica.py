@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow as pa
 import ray
@@ -26,6 +27,22 @@ class ReplicaInfo:
     weights_digest: str
 
 
+class Explains(Protocol):
+    """What the pool calls: an actor that does whatever a shard needs and publishes it."""
+
+    def ready(self) -> ReplicaInfo: ...
+    def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport: ...
+    def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport: ...
+    def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None: ...
+
+
+def replica_info(weights_digest: str) -> ReplicaInfo:
+    """Of the replica that this process is."""
+    context = ray.get_runtime_context()
+    gpus = context.get_accelerator_ids().get("GPU", [])
+    return ReplicaInfo(context.get_node_id(), gpus, weights_digest)
+
+
 class Replica:
     """Explains shards one at a time; the next one's images load while this one computes."""
 
@@ -36,9 +53,7 @@ class Replica:
 
     def ready(self) -> ReplicaInfo:
         """Return once the model is loaded."""
-        context = ray.get_runtime_context()
-        gpus = context.get_accelerator_ids().get("GPU", [])
-        return ReplicaInfo(context.get_node_id(), gpus, self.weights_digest)
+        return replica_info(self.weights_digest)
 
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
         """Explain and publish `shard`; `upcoming` is likely this replica's next."""

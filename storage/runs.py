@@ -144,14 +144,13 @@ def open_or_create(root: Location, description: Mapping[str, Any]) -> Run:
     described = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "schema_version": SCHEMA_VERSION,
-        **description,
-        "fingerprint": fingerprint(description["fingerprint_of"]),
+        **with_fingerprint(description),
     }
     if not root.child("run.json").create(_encode(described)):
         stored = read_description(root)
         if stored is None:
             raise NotARun(f"{root}: run.json was there and is gone: is somebody removing it?")
-        _compare(root, stored, described)
+        compare(root, stored, described)
         described = stored
     return Run(root, described)
 
@@ -178,6 +177,11 @@ def fingerprint(of: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def with_fingerprint(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with the fingerprint of its "fingerprint_of"."""
+    return {**description, "fingerprint": fingerprint(description["fingerprint_of"])}
+
+
 def part_name(index: int) -> str:
     """explanations/part-00000042.parquet for 42."""
     return f"explanations/part-{index:08d}.parquet"
@@ -193,7 +197,8 @@ def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[st
     ]
 
 
-def _compare(root: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def compare(root: Location, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise FingerprintMismatch where a run's description is not that of what a command asks."""
     if stored["fingerprint"] == wanted["fingerprint"]:
         return
     lines = differences(stored["fingerprint_of"], wanted["fingerprint_of"])

@@ -107,6 +107,66 @@ def class_heatmaps(grid: tuple[int, int]) -> pa.Schema:
     return _schema(fields, grid)
 
 
+def findings() -> pa.Schema:
+    """The schema of an audit's findings.parquet. Key: (target, cue)."""
+    share = "95% interval"
+    fields = [
+        _always("target", pa.int32(), "class index"),
+        _field("target_name", pa.string(), "name of the class"),
+        _field("cue", pa.int16(), "number of the cue; null where the class has none"),
+        _always("verdict", pa.string(), "what the audit says, as docs/audit.md defines it"),
+        _always("reason", pa.string(), "the rule that applied, with its numbers"),
+        _always("severity", pa.float64(), "share of the class's images right only with the cue"),
+        _always("images", pa.int32(), "images of the class that were looked at"),
+        _always("explained", pa.int32(), "of these, predicted as the class"),
+        _always("hits", pa.int32(), "regions of these that flip other classes' images"),
+        _always("passes", pa.int32(), "images that went through the model for this class"),
+        _field("kind", pa.string(), "content: found wherever it lies; region: at one place"),
+        _field("origin", pa.string(), "what proposed it: saliency, occlusion or a region's name"),
+        _field("is_fixed", pa.bool_(), "whether its carriers hold it at one place"),
+        _field("area", pa.float64(), "share of an image that it covers"),
+        _field("carriers", pa.int32(), "images that hold it, of those that were looked at"),
+        _field("carrier_share", pa.float64(), "carriers as a share of these"),
+        _field("carrier_share_low", pa.float64(), f"lower end of its {share} (Wilson)"),
+        _field("carrier_share_high", pa.float64(), f"upper end of its {share}"),
+        _field("flips", pa.float64(), "share of other classes' images that it flips when pasted"),
+        _field("flips_noise", pa.float64(), "the same of its own pixels in random order"),
+        _field("flips_other_class", pa.float64(), "the same of the region in other classes"),
+        _field("flips_elsewhere", pa.float64(), "the same of another region of its carriers"),
+        _field("lift", pa.float64(), "flips beyond the strongest of these three controls"),
+        _field("lift_low", pa.float64(), f"lower end of its {share}"),
+        _field("lift_high", pa.float64(), f"upper end of its {share}"),
+        _field("p_value", pa.float64(), "of the lift, the largest over the controls"),
+        _field("q_value", pa.float64(), "p_value over all cues of the audit (Benjamini-Hochberg)"),
+        _field("kept_without", pa.float64(), "share of carriers still right without the cue"),
+        _field("kept_elsewhere", pa.float64(), "the same with another place removed"),
+        _field("drop", pa.float64(), "the difference of these two"),
+        _field("drop_low", pa.float64(), f"lower end of its {share}"),
+        _field("drop_high", pa.float64(), f"upper end of its {share}"),
+        _field("accuracy_of_carriers", pa.float64(), "share of carriers predicted as the class"),
+        _field("accuracy_of_others", pa.float64(), "share of the class's other images"),
+        _field("accuracy_without", pa.float64(), "the class's accuracy if no image had the cue"),
+    ]
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+def carriers(grid: tuple[int, int]) -> pa.Schema:
+    """The schema of an audit's carriers.parquet. Key: (target, cue, row)."""
+    fields = [
+        _always("target", pa.int32(), "class index"),
+        _always("cue", pa.int16(), "number of the cue, as in the findings"),
+        _always("verdict", pa.string(), "verdict on the cue"),
+        _always("row", pa.int64(), "row of the manifest, as in the explanations"),
+        _always("likeness", pa.float64(), "how like the cue the image is; 1 is the same"),
+        _field(
+            "cells",
+            pa.list_(pa.bool_(), grid[0] * grid[1]),
+            "which cells of the token grid the cue covers, row-major",
+        ),
+    ]
+    return _schema(fields, grid)
+
+
 def grid_of(schema: pa.Schema) -> tuple[int, int]:
     """(rows, columns) of the maps, from the metadata, since readers of lists lose the shape."""
     rows, columns = schema.metadata[b"grid"].decode().split("x")

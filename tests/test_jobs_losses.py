@@ -34,8 +34,9 @@ Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 
 @pytest.fixture
 def config(undisturbed: ExplainConfig, tmp_path: Path) -> ExplainConfig:
-    """The same run in another place."""
-    return replace(undisturbed, out=str(tmp_path / "run"))
+    """The same run in another place, with one replica, since each costs seconds to start."""
+    execution = replace(undisturbed.execution, replicas=1)
+    return replace(undisturbed, out=str(tmp_path / "run"), execution=execution)
 
 
 def parts(config: ExplainConfig) -> dict[str, bytes]:

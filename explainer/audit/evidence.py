@@ -1,0 +1,104 @@
+"""What an examination of a class yields: plain records, which become JSON and come back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from explainer.audit.interventions import Control
+from explainer.audit.significance import Estimate
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """An image that holds a cue: its number in the sample, and the cue's cells, row-major."""
+
+    image: int
+    likeness: float
+    cells: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Paste:
+    """What pasting a cue does: shares of flips to the class, and how far they exceed the controls.
+
+    `lift` is over the strongest control, `p_value` the largest over the controls; `donors` say how
+    many images the cue was taken from.
+    """
+
+    flips: float
+    controls: Mapping[Control, float]
+    lift: Estimate
+    p_value: float
+    donors: int
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What removing a cue from its carriers does: shares still predicted as the class.
+
+    `elsewhere`: where as much is removed from another place. `drop` is their difference; the fill
+    is the one that makes it least.
+    """
+
+    without: float
+    elsewhere: float
+    drop: Estimate
+    images: int
+
+
+@dataclass(frozen=True)
+class CueEvidence:
+    """A cue with its interventions; None where too few carriers are left to test it on.
+
+    `kind`: `content` was looked for everywhere, `region` at one place. `area`: the share of an
+    image that it covers. `carrier_share` is over the sampled images of the class;
+    `accuracy_of_carriers` and `_of_others` are shares that are predicted as the class.
+    """
+
+    kind: Literal["content", "region"]
+    origin: str
+    is_fixed: bool
+    area: float
+    threshold: float
+    carriers: tuple[Carrier, ...]
+    carrier_share: Estimate
+    accuracy_of_carriers: Estimate
+    accuracy_of_others: Estimate
+    paste: Paste | None
+    removal: Removal | None
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "CueEvidence":
+        """From what dataclasses.asdict made of one, through JSON or not."""
+        estimates = ("carrier_share", "accuracy_of_carriers", "accuracy_of_others")
+        paste, removal = plain["paste"], plain["removal"]
+        read = {name: Estimate(**plain[name]) for name in estimates} | {
+            "carriers": tuple(
+                Carrier(c["image"], c["likeness"], tuple(c["cells"])) for c in plain["carriers"]
+            ),
+            "paste": paste and Paste(**{**paste, "lift": Estimate(**paste["lift"])}),
+            "removal": removal and Removal(**{**removal, "drop": Estimate(**removal["drop"])}),
+        }
+        return cls(**{**plain, **read})
+
+
+@dataclass(frozen=True)
+class ClassEvidence:
+    """What an examination of a class yields. `untestable` says why nothing could be tested.
+
+    `images` were sampled, `explained` of them are predicted as the class; `hits` are regions of
+    them that flip other classes' images; `passes` is what it cost, in images through the model.
+    """
+
+    target: int
+    images: int
+    explained: int
+    hits: int
+    passes: int
+    cues: tuple[CueEvidence, ...] = ()
+    untestable: str | None = None
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "ClassEvidence":
+        """From what dataclasses.asdict made of one, through JSON or not."""
+        return cls(**{**plain, "cues": tuple(CueEvidence.of(cue) for cue in plain["cues"])})

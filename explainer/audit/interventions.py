@@ -1,0 +1,175 @@
+"""Interventions on images, and what the model makes of them: paste a cue, or remove it.
+
+Sufficiency: pixels of a class's images, pasted into images of other classes, flip the prediction to
+the class (SentiNet, arXiv 1812.00292; Neuhaus et al., ICCV 2023). Necessity: what is left of the
+prediction where the cue is filled (SPIRE, TMLR 2022). Each only says something beside its matched
+control (Controls).
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from explainer.models import VitClassifier
+
+BLUR_SHARE = 0.3
+PLACES = 8
+
+
+class Control(StrEnum):
+    """What a paste is compared with; each keeps all but one property of the cue."""
+
+    NOISE = "noise"
+    """The cue's own pixels in random order: same place, size and colours."""
+    OTHER_CLASS = "other class"
+    """The same region of images of other classes: same place and size."""
+    ELSEWHERE = "elsewhere"
+    """Another region of the same images, as large: same images."""
+
+
+class Fill(StrEnum):
+    """What takes the place of what is removed."""
+
+    MEAN = "mean"
+    BLUR = "blur"
+    OTHER_CLASS = "other class"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images and the class of each, as an index of the model's outputs."""
+
+    crops: UInt8[Tensor, "images 3 height width"]
+    classes: Int[Tensor, " images"]
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def only(self, chosen: Bool[Tensor, " images"] | Int[Tensor, " chosen"]) -> "Images":
+        """Some of them."""
+        return Images(self.crops[chosen], self.classes[chosen])
+
+
+@dataclass
+class Laboratory:
+    """A model to ask, and how often it was asked: `passes` counts images.
+
+    `batch_size` images go through the model at once, on its own device.
+    """
+
+    model: VitClassifier
+    batch_size: int
+    passes: int = field(default=0, init=False)
+
+    @torch.inference_mode()
+    def logits(
+        self, crops: UInt8[Tensor, "images 3 height width"]
+    ) -> Float[Tensor, "images classes"]:
+        """The model's outputs for each crop, on the CPU in float32."""
+        device = next(self.model.vit.parameters()).device
+        self.passes += len(crops)
+        return torch.cat(
+            [
+                self.model.vit(self.model.normalise(part.to(device))).float().cpu()
+                for part in crops.split(self.batch_size)
+            ]
+        )
+
+    def predict(self, crops: UInt8[Tensor, "images 3 height width"]) -> Int[Tensor, " images"]:
+        """The predicted class of each crop."""
+        return self.logits(crops).argmax(-1)
+
+    def flips(
+        self,
+        target: int,
+        recipients: UInt8[Tensor, "recipients 3 height width"],
+        donors: UInt8[Tensor, "donors 3 height width"],
+        masks: Bool[Tensor, "donors height width"],
+    ) -> Bool[Tensor, "donors recipients"]:
+        """Whether a donor's pixels within its mask, pasted into a recipient, make it `target`."""
+        rows = [
+            self.predict(torch.where(mask, donor, recipients)) == target
+            for donor, mask in zip(donors, masks, strict=True)
+        ]
+        return torch.stack(rows) if rows else torch.empty(0, len(recipients), dtype=torch.bool)
+
+    def flips_by_pairs(
+        self,
+        target: int,
+        recipients: UInt8[Tensor, "pairs 3 height width"],
+        donors: UInt8[Tensor, "pairs 3 height width"],
+        masks: Bool[Tensor, "pairs height width"],
+    ) -> Bool[Tensor, " pairs"]:
+        """As `flips`, each donor with a recipient of its own."""
+        return self.predict(torch.where(masks[:, None], donors, recipients)) == target
+
+
+def shuffled(
+    crops: UInt8[Tensor, "images 3 height width"],
+    masks: Bool[Tensor, "images height width"],
+    generator: torch.Generator,
+) -> UInt8[Tensor, "images 3 height width"]:
+    """Crops whose pixels within the masks are in random order."""
+    result = crops.clone()
+    for image, mask in zip(result, masks, strict=True):
+        inside = image[:, mask]
+        image[:, mask] = inside[:, torch.randperm(inside.shape[1], generator=generator)]
+    return result
+
+
+def filled(
+    crops: UInt8[Tensor, "images 3 height width"],
+    masks: Bool[Tensor, "images height width"],
+    fill: Fill,
+    others: UInt8[Tensor, "images 3 height width"],
+) -> UInt8[Tensor, "images 3 height width"]:
+    """Crops without what the masks cover: their mean colour, their blur, or `others` instead."""
+    if fill is Fill.OTHER_CLASS:
+        source = others
+    elif fill is Fill.MEAN:
+        source = crops.float().mean((2, 3), keepdim=True).round().to(torch.uint8)
+    else:
+        source = _blurred(crops)
+    return torch.where(masks[:, None], source, crops)
+
+
+def _blurred(
+    crops: UInt8[Tensor, "images 3 height width"],
+) -> UInt8[Tensor, "images 3 height width"]:
+    """A box blur over BLUR_SHARE of the shorter side, twice."""
+    reach = max(1, round(BLUR_SHARE * min(crops.shape[-2:]) / 2))
+    blurred = crops.float()
+    for _ in range(2):
+        blurred = functional.avg_pool2d(
+            blurred, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False
+        )
+    return blurred.round().to(torch.uint8)
+
+
+def moved(
+    masks: Bool[Tensor, "images height width"], generator: torch.Generator
+) -> Bool[Tensor, "images height width"]:
+    """The masks shifted to where they overlap themselves least, among a few random places.
+
+    A mask wraps around the image's border: its size stays.
+    """
+    return torch.stack([_moved(mask, generator) for mask in masks])
+
+
+def _moved(
+    mask: Bool[Tensor, "height width"], generator: torch.Generator
+) -> Bool[Tensor, "height width"]:
+    shifts = torch.rand(PLACES, 2, generator=generator) * torch.tensor(mask.shape)
+    places = [mask.roll((down, across), (0, 1)) for down, across in shifts.int().tolist()]
+    overlaps = torch.stack([(place & mask).sum() for place in places])
+    return places[int(overlaps.argmin())]
+
+
+def share(outcomes: Bool[Tensor, "*any"]) -> float:
+    """The share that is true; 0 of none."""
+    values: Float[Tensor, "*any"] = outcomes.float()
+    return float(values.mean()) if values.numel() else 0.0

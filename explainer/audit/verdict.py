@@ -1,0 +1,140 @@
+"""What the evidence about a cue says, and what the cue costs: plain rules, thresholds in one place.
+
+A cue is *sufficient* where pasting it flips other classes' images far more often than its controls,
+and *needed* where its carriers are lost without it. An object is both, too: what tells a shortcut
+is that many images share the same pixels, or the same place, and that some of the class do without.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from explainer.audit.evidence import ClassEvidence, CueEvidence
+from explainer.audit.significance import benjamini_hochberg
+
+LEAST_LIFT = 0.10
+MOST_Q = 0.05
+# A moving cue on so large a share of a class may well be what the class is.
+OBJECT_SHARE = 0.9
+BACKGROUND = "background"
+
+
+class Verdict(StrEnum):
+    """What an audit says of a class or of a cue, from worst to best."""
+
+    SHORTCUT = "shortcut"
+    COMPACT_CUE = "compact cue: look at it"
+    CONTEXT = "context"
+    UNTESTABLE = "not testable"
+    CLEARED = "cleared"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A verdict on a class, or on one of its cues, and why.
+
+    `severity`: the share of the class's images that are right only with the cue. `accuracy_without`
+    is what the class's accuracy would be without the cue. A class without cues has neither.
+    """
+
+    evidence: ClassEvidence
+    cue: int | None
+    verdict: Verdict
+    reason: str
+    q_value: float | None = None
+    severity: float = 0.0
+    accuracy_without: float | None = None
+
+    @property
+    def of_cue(self) -> CueEvidence | None:
+        """The evidence on the cue, where the finding is about one."""
+        return None if self.cue is None else self.evidence.cues[self.cue]
+
+
+def findings(classes: Sequence[ClassEvidence]) -> list[Finding]:
+    """Verdicts on all cues of all classes, and on classes without one; the severest come first.
+
+    q-values are over all cues that were tested, in all of the classes (Benjamini and Hochberg).
+    """
+    tested = [(e, i) for e in classes for i, cue in enumerate(e.cues) if cue.paste is not None]
+    p_values = [cue.paste.p_value for e, i in tested if (cue := e.cues[i]).paste is not None]
+    q_of = {
+        (e.target, i): q for (e, i), q in zip(tested, benjamini_hochberg(p_values), strict=True)
+    }
+    found = []
+    for evidence in classes:
+        found += [
+            _on_cue(evidence, index, q_of.get((evidence.target, index)))
+            for index in range(len(evidence.cues))
+        ] or [_without_cue(evidence)]
+    order = list(Verdict)
+    return sorted(found, key=lambda f: (order.index(f.verdict), -f.severity, f.evidence.target))
+
+
+def worst(found: Sequence[Finding]) -> dict[int, Verdict]:
+    """The worst verdict on each class."""
+    order = list(Verdict)
+    result: dict[int, Verdict] = {}
+    for finding in found:
+        target = finding.evidence.target
+        known = result.get(target, finding.verdict)
+        result[target] = min(known, finding.verdict, key=order.index)
+    return result
+
+
+def _without_cue(evidence: ClassEvidence) -> Finding:
+    if evidence.untestable is not None:
+        return Finding(evidence, None, Verdict.UNTESTABLE, evidence.untestable)
+    if evidence.hits:
+        reason = (
+            f"regions of {evidence.hits} images flip other classes' images, but share neither "
+            "content nor place: parts of objects do"
+        )
+    else:
+        reason = "nothing that was proposed flips other classes' images"
+    return Finding(evidence, None, Verdict.CLEARED, reason)
+
+
+def _on_cue(evidence: ClassEvidence, index: int, q_value: float | None) -> Finding:
+    cue = evidence.cues[index]
+    finding = Finding(evidence, index, Verdict.CLEARED, "", q_value)
+    if cue.paste is None or cue.removal is None or q_value is None:
+        reason = "too few carriers are left in the half of the images that tests it"
+        return replace(finding, verdict=Verdict.UNTESTABLE, reason=reason)
+    finding = replace(
+        finding,
+        severity=cue.carrier_share.value * max(0.0, cue.removal.drop.value),
+        accuracy_without=_accuracy_without(cue),
+    )
+    verdict, reason = _judged(cue, cue.paste.lift.low, cue.removal.drop.low, q_value)
+    return replace(finding, verdict=verdict, reason=reason)
+
+
+def _judged(
+    cue: CueEvidence, least_lift: float, least_drop: float, q_value: float
+) -> tuple[Verdict, str]:
+    """The rules, in the order in which they apply."""
+    if least_lift <= LEAST_LIFT or q_value >= MOST_Q:
+        return Verdict.CLEARED, (
+            f"pasting it lifts flips by at least {least_lift:.2f} (a shortcut: more than "
+            f"{LEAST_LIFT:.2f}) with q = {q_value:.2g} (less than {MOST_Q})"
+        )
+    if cue.origin == BACKGROUND:
+        return Verdict.CONTEXT, "the same background flips other classes' images"
+    if least_drop <= 0:
+        return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
+    if not cue.is_fixed and cue.carrier_share.value >= OBJECT_SHARE:
+        return Verdict.COMPACT_CUE, (
+            f"{cue.carrier_share.value:.0%} of the class hold it, at varying places: it may be "
+            "the object"
+        )
+    place = "at the same place" if cue.is_fixed else "at varying places"
+    return Verdict.SHORTCUT, f"the same content {place} is sufficient, and its carriers need it"
+
+
+def _accuracy_without(cue: CueEvidence) -> float:
+    share = cue.carrier_share.value
+    kept = 0.0 if cue.removal is None else cue.removal.without
+    return (
+        1 - share
+    ) * cue.accuracy_of_others.value + share * cue.accuracy_of_carriers.value * kept

@@ -1,0 +1,201 @@
+"""`saliency audit`, whole: a finished run -> sample -> examine classes -> verdicts -> findings."""
+
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from jobs import findings
+from jobs.audit_plan import ClassImages, Recipients, candidates, class_images, recipients
+from jobs.audit_replica import AuditReplica
+from jobs.audit_worker import AuditJob
+from jobs.cluster import connected, resources
+from jobs.config import (
+    AuditConfig,
+    ConfigurationError,
+    Exit,
+    ExplainConfig,
+    InputConfig,
+    MethodConfig,
+    ModelConfig,
+)
+from jobs.explain import BATCH_SIZE, Signals, follow, stopping
+from jobs.options import read_options
+from jobs.plan import Shard
+from jobs.pool import Pool
+from jobs.prepare import INPUT_ERRORS, Prepared, prepare
+from jobs.progress import RunProgress
+from jobs.summary import Attempt
+from storage.audits import Audit, open_or_create_audit
+from storage.lease import Lease
+from storage.runs import FINISHED, Run, compare, open_run, with_fingerprint
+from storage.trust import named
+
+# Raised when an audit of the same images would find something else.
+AUDIT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The finished run that is audited, with all that its images and its model need."""
+
+    run: Run
+    prepared: Prepared
+    parts_digest: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which images of which classes are looked at, and into which others cues are pasted."""
+
+    classes: list[ClassImages]
+    recipients: Recipients
+
+    def only(self, targets: set[int]) -> "Plan":
+        """Some of the classes."""
+        return Plan([c for c in self.classes if c.target in targets], self.recipients)
+
+    @property
+    def targets(self) -> set[int]:
+        return {images.target for images in self.classes}
+
+
+def audit(config: AuditConfig, console: Console) -> Exit:
+    """Audit a finished run, or go on with an audit; then tell the findings.
+
+    Raises ConfigurationError where RUN is no finished run, or cannot be read as it was;
+    FingerprintMismatch where its images or its model have changed since; RunHeld.
+    """
+    subject = read_subject(config)
+    plan = _plan(config, subject)
+    audited = open_or_create_audit(subject.run, _identity(config, subject))
+    tell = partial(console.print, markup=False)
+    with Lease(audited.run.root).held(config.take_over, tell) as lease:
+        attempt = Attempt(lease)
+        todo = plan.only(plan.targets - audited.committed())
+        tell(
+            f"auditing {len(plan.classes)} classes, {len(todo.classes)} of them are to be examined"
+        )
+        if todo.classes:
+            examine_classes(config, subject, audited, todo, attempt, console)
+        tested = plan.only(audited.committed())
+        found = findings.write(audited, subject.prepared.model, tested.targets)
+        lease.check()
+    return findings.tell(console, audited, found, config, attempt, plan.targets - tested.targets)
+
+
+def read_subject(config: AuditConfig) -> Subject:
+    """The run that is to be audited, its images and model as they were when it was explained."""
+    problems = config.problems()
+    if problems:
+        raise ConfigurationError(problems)
+    try:
+        run = open_run(named(config.run, read_options(config.output_storage)))
+        summary = run.read_summary()
+    except INPUT_ERRORS as error:
+        raise ConfigurationError([f"RUN: {error}"]) from error
+    state = None if summary is None else summary["state"]
+    if summary is None or state not in FINISHED:
+        raise ConfigurationError(
+            [
+                f"RUN: an audit needs a run whose every image is explained; {run.root} is "
+                f"{state or 'not begun'}: let `saliency explain` end first"
+            ]
+        )
+    prepared = prepare(_explained_by(config, run.description["config"]))
+    compare(run.root, run.description, with_fingerprint(prepared.description))
+    return Subject(run, prepared, summary["parts_digest"])
+
+
+def _explained_by(config: AuditConfig, stored: Mapping[str, Any]) -> ExplainConfig:
+    """The command that made a run, from its run.json, with the options of stores anew."""
+    model: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stored["model"].items()
+    }
+    return ExplainConfig(
+        model=ModelConfig(**model),
+        out=config.run,
+        input=InputConfig(**stored["input"], storage=config.input_storage),
+        method=MethodConfig(**stored["method"]),
+        execution=config.execution,
+        output_storage=config.output_storage,
+    )
+
+
+def _plan(config: AuditConfig, subject: Subject) -> Plan:
+    found = candidates(subject.run, config.images, config.seed)
+    plan = Plan(class_images(found), recipients(found))
+    if config.classes is None:
+        return plan
+    names = config.classes.split(",")
+    indices = {name: subject.prepared.model.class_names.index(name) for name in names}
+    unknown = [name for name, index in indices.items() if index not in plan.targets]
+    if unknown:
+        raise ConfigurationError(
+            [f"--classes: {', '.join(unknown)} is no class of the run's images"]
+        )
+    return plan.only({index for index in indices.values() if index is not None})
+
+
+def _identity(config: AuditConfig, subject: Subject) -> dict[str, Any]:
+    """All that changes a finding."""
+    description = subject.run.description
+    return {
+        "run": description["fingerprint"],
+        "parts_digest": subject.parts_digest,
+        "model": {"weights": description["fingerprint_of"]["model"]["weights"]},
+        "images": config.images,
+        "seed": config.seed,
+        "audit_version": AUDIT_VERSION,
+    }
+
+
+def examine_classes(
+    config: AuditConfig,
+    subject: Subject,
+    audited: Audit,
+    todo: Plan,
+    attempt: Attempt,
+    console: Console,
+) -> None:
+    """Have replicas examine classes and publish the evidence, until all are or time is up."""
+    signals = Signals()
+    shards = [Shard(i, 0, len(images.rows)) for i, images in enumerate(todo.classes)]
+    ends = time.monotonic() + 60 * (config.budget or float("inf"))
+    with stopping(attempt, signals), connected(config.address), signals.caught():
+        pool = _pool(config, subject, audited, todo)
+        images = sum(shard.rows for shard in shards)
+        with (
+            RunProgress(console, images, 0) as progress,
+            closing(follow(pool, shards, attempt, progress)) as outcomes,
+        ):
+            for _ in outcomes:
+                if time.monotonic() > ends:
+                    return
+
+
+def _pool(config: AuditConfig, subject: Subject, audited: Audit, todo: Plan) -> Pool:
+    prepared, need = subject.prepared, resources(config.execution)
+    job = AuditJob(
+        model=prepared.model,
+        method=prepared.method,
+        target=prepared.target,
+        run=audited.run,
+        rows=prepared.manifest.source(subject.run.manifest),
+        reading=prepared.reading,
+        batch_size=config.batch_size or BATCH_SIZE[need.device],
+        precision="float32",
+        device=need.device,
+        threads=need.threads,
+        audited=subject.run,
+        shards=prepared.shards(),
+        classes=todo.classes,
+        recipients=todo.recipients,
+        seed=config.seed,
+    )
+    return Pool(job, need, config.execution, replica=AuditReplica)

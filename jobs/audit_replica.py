@@ -1,0 +1,44 @@
+"""A replica that audits classes: a Ray actor around AuditWorker, fed by loading tasks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+import ray
+
+from jobs.audit_worker import AuditJob, AuditWorker
+from jobs.loader import Batch, load_batch
+from jobs.plan import Shard
+from jobs.replica import ReplicaInfo, replica_info
+from jobs.worker import ShardReport
+
+
+class AuditReplica:
+    """Audits classes one at a time; the pool calls it as it calls a Replica."""
+
+    def __init__(self, job: AuditJob, loader_cpus: float, ahead: int) -> None:
+        self.job = job
+        self.ahead = ahead
+        self.load = ray.remote(num_cpus=loader_cpus, scheduling_strategy="SPREAD")(load_batch)
+        self.worker = AuditWorker(job, self.batches)
+        self.weights_digest = job.model.digest()
+
+    def ready(self) -> ReplicaInfo:
+        """Return once the model is loaded."""
+        return replica_info(self.weights_digest)
+
+    def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
+        """Audit and publish the class of a shard."""
+        return self.worker.audit_class(shard, {})
+
+    def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
+        """Audit and publish a class without the images that crashed."""
+        return self.worker.audit_class(shard, crashed)
+
+    def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
+        """Audit some images of a class, for no other end than to see whether they kill."""
+        self.worker.examine(rows, crashed)
+
+    def batches(self, tables: Sequence[pa.Table]) -> Iterator[Batch]:
+        """The batches of some tables of manifest rows, in order; as many load as CPUs allow."""
+        given = (self.job.reading, self.job.model.preprocessing)
+        yield from ray.get([self.load.remote(table, *given) for table in tables])

@@ -1,0 +1,129 @@
+"""Audit one class and publish the evidence on it: a plain class that knows nothing of Ray."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from explainer.audit.examination import Examination, examine
+from explainer.audit.interventions import Images, Laboratory
+from explainer.audit.screen import ClassSample
+from jobs.audit_plan import ClassImages, Recipients
+from jobs.loader import Batch
+from jobs.plan import Shard
+from jobs.worker import Job, ShardReport
+from storage import schema
+from storage.audits import Audit
+from storage.runs import Run
+
+Load = Callable[[Sequence[pa.Table]], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class AuditJob(Job):
+    """All that a replica needs to audit any class of a run; `run` is the audit's own.
+
+    A shard of this job is a class: its index says which of `classes`, its rows which of the images.
+    `shards` are those of the run that is `audited`.
+    """
+
+    audited: Run
+    shards: Sequence[Shard]
+    classes: Sequence[ClassImages]
+    recipients: Recipients
+    seed: int
+
+
+class AuditWorker:
+    """Holds one model on one device, and the images that cues are pasted into."""
+
+    def __init__(self, job: AuditJob, load: Load) -> None:
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        self.job, self.load = job, load
+        self.audit = Audit(job.run)
+        job.model.vit.to(torch.device(job.device))
+        self.lab = Laboratory(job.model, job.batch_size)
+        self.pool: Images | None = None
+
+    def audit_class(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport:
+        """Examine the class of a shard, without the images that are `skipped`, and publish.
+
+        Raises StorageUnavailable.
+        """
+        started = time.perf_counter()
+        images = self.job.classes[shard.index]
+        examination, rows = self.examine(shard, skipped)
+        plain = asdict(examination.evidence) | {"rows": rows.tolist()}
+        created = self.audit.publish(images.target, plain)
+        seconds = {"compute": time.perf_counter() - started}
+        return ShardReport(shard, created, {"ok": shard.rows}, seconds)
+
+    def examine(
+        self, shard: Shard, skipped: Mapping[int, str]
+    ) -> tuple[Examination, NDArray[np.int64]]:
+        """What there is to say of some of a class's images, and which rows the evidence counts."""
+        images = self.job.classes[shard.index]
+        wanted = [i for i in range(shard.start, shard.stop) if i not in skipped]
+        rows = images.rows[wanted]
+        crops, loaded = self._crops(rows)
+        chosen = np.asarray(wanted)[loaded]
+        sample = ClassSample(
+            target=images.target,
+            crops=crops,
+            saliency=self._saliency(images.rows[chosen], images.target),
+            explained=torch.from_numpy(images.explained[chosen]),
+            discovery=torch.from_numpy(images.discovery[chosen]),
+        )
+        if self.pool is None:
+            self.pool = self._recipients()
+        seed = self.job.seed + images.target
+        return examine(self.lab, sample, self.pool, seed), images.rows[chosen]
+
+    def _recipients(self) -> Images:
+        crops, loaded = self._crops(self.job.recipients.rows)
+        return Images(crops, torch.from_numpy(self.job.recipients.classes[loaded]))
+
+    def _crops(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+        """Crops of manifest rows, and the positions of those that could be loaded."""
+        table, size = pa.concat_tables(self._manifest(rows)), self.job.batch_size
+        # Taken, not sliced: a pickled slice carries the whole table.
+        places = np.array_split(np.arange(len(table)), -(-len(table) // size))
+        batches = list(self.load([table.take(pa.array(place)) for place in places]))
+        ok = np.array([image.status == "ok" for batch in batches for image in batch.images])
+        height, width = self.job.model.preprocessing.input_size
+        nothing = np.empty((0, 3, height, width), np.uint8)
+        crops = np.concatenate([nothing, *(batch.crops for batch in batches)])
+        return torch.from_numpy(crops), np.flatnonzero(ok)
+
+    def _manifest(self, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
+        """Rows of the manifest, which are rising, shard by shard."""
+        for shard, inside in self._by_shard(rows):
+            table = self.job.rows.read(shard.start, shard.stop)
+            yield table.take(pa.array(inside - shard.start))
+
+    def _saliency(self, rows: NDArray[np.int64], target: int) -> Tensor:
+        """Maps of the class, zeros where an image has none."""
+        grid = self.job.model.grid
+        maps = np.zeros((len(rows), *grid), np.float32)
+        for shard, inside in self._by_shard(rows):
+            part = self.job.audited.read_part(shard.index, ["row", "target", "saliency"])
+            of_class = pc.and_(
+                pc.equal(part["target"], target), pc.is_in(part["row"], pa.array(inside))
+            )
+            mine = part.filter(of_class)
+            places = np.searchsorted(rows, mine["row"].to_numpy())
+            maps[places] = schema.maps_to_numpy(mine["saliency"], grid)
+        return torch.from_numpy(maps)
+
+    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
+        starts = [shard.start for shard in self.job.shards]
+        of = np.searchsorted(starts, rows, side="right") - 1
+        for index in np.unique(of):
+            yield self.job.shards[index], rows[of == index]

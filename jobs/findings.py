@@ -1,0 +1,206 @@
+"""What an audit found: verdicts over all classes, their tables, and what is told of them."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from explainer import VitClassifier
+from explainer.audit.evidence import ClassEvidence, CueEvidence
+from explainer.audit.verdict import Finding, Verdict, findings, worst
+from explainer.classes import ClassNames
+from jobs.config import AuditConfig, Exit
+from jobs.summary import Attempt, now
+from storage import schema
+from storage.audits import Audit, encode
+
+# What this audit cannot see, whatever it finds; docs/audit.md says more.
+BLIND_SPOTS = (
+    "what the whole image carries: tint, blur, brightness, compression, size",
+    "content that varies in its pixels and in its place, such as a kind of background",
+    "a cue on fewer than about one in twenty of a class's images that were looked at",
+    "a cue that is on nearly all images of a class at varying places: it looks like an object",
+    "classes that share a cue, where pasting it does not make one of them",
+)
+MOST_TOLD = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings, severest first, the worst of each class, and the classes' names."""
+
+    findings: list[Finding]
+    of_class: Mapping[int, Verdict]
+    names: ClassNames
+
+    def name(self, target: int) -> str:
+        return self.names.names[target]
+
+    @property
+    def counts(self) -> Counter[Verdict]:
+        """How many classes have each verdict as their worst."""
+        return Counter(self.of_class.values())
+
+
+def write(audit: Audit, model: VitClassifier, targets: set[int]) -> Report:
+    """Judge the classes whose evidence is there, and write the tables in place of those before."""
+    stored = {target: audit.read(target) for target in sorted(targets)}
+    rows_of = {target: plain.pop("rows") for target, plain in stored.items()}
+    found = findings([ClassEvidence.of(plain) for plain in stored.values()])
+    report, grid = Report(found, worst(found), model.class_names), model.grid
+    plain = [_row(report, finding) for finding in found]
+    metadata = {"audit": audit.run.id}
+    table = pa.Table.from_pylist(plain, schema=schema.findings())
+    audit.findings.replace(schema.encode_parquet(table, metadata))
+    audit.findings_json.replace(
+        encode(
+            {
+                "audit": audit.run.id,
+                "classes": {str(verdict): count for verdict, count in report.counts.items()},
+                "findings": plain,
+                "cannot_see": BLIND_SPOTS,
+            }
+        )
+    )
+    held = _carriers(found, rows_of, grid[0] * grid[1])
+    carriers = pa.Table.from_pylist(held, schema=schema.carriers(grid))
+    audit.carriers.replace(schema.encode_parquet(carriers, metadata))
+    return report
+
+
+def _row(report: Report, finding: Finding) -> dict[str, Any]:
+    evidence = finding.evidence
+    row: dict[str, Any] = {
+        "target": evidence.target,
+        "target_name": report.name(evidence.target),
+        "cue": finding.cue,
+        "verdict": str(finding.verdict),
+        "reason": finding.reason,
+        "severity": finding.severity,
+        "q_value": finding.q_value,
+        "accuracy_without": finding.accuracy_without,
+    }
+    row |= {name: getattr(evidence, name) for name in ("images", "explained", "hits", "passes")}
+    cue = finding.of_cue
+    return row if cue is None else row | _of_cue(cue)
+
+
+def _of_cue(cue: CueEvidence) -> dict[str, Any]:
+    row: dict[str, Any] = {name: getattr(cue, name) for name in ("kind", "origin", "is_fixed")}
+    row |= {
+        "area": cue.area,
+        "carriers": len(cue.carriers),
+        "carrier_share": cue.carrier_share.value,
+        "carrier_share_low": cue.carrier_share.low,
+        "carrier_share_high": cue.carrier_share.high,
+        "accuracy_of_carriers": cue.accuracy_of_carriers.value,
+        "accuracy_of_others": cue.accuracy_of_others.value,
+    }
+    if cue.paste is not None:
+        row |= {f"flips_{name.replace(' ', '_')}": v for name, v in cue.paste.controls.items()}
+        row |= {"flips": cue.paste.flips, "p_value": cue.paste.p_value}
+        lift = cue.paste.lift
+        row |= {"lift": lift.value, "lift_low": lift.low, "lift_high": lift.high}
+    if cue.removal is not None:
+        drop = cue.removal.drop
+        row |= {"kept_without": cue.removal.without, "kept_elsewhere": cue.removal.elsewhere}
+        row |= {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
+    return row
+
+
+def _carriers(
+    found: Sequence[Finding], rows_of: Mapping[int, Sequence[int]], cells: int
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "target": finding.evidence.target,
+            "cue": finding.cue,
+            "verdict": str(finding.verdict),
+            "row": rows_of[finding.evidence.target][carrier.image],
+            "likeness": carrier.likeness,
+            "cells": [cell in carrier.cells for cell in range(cells)],
+        }
+        for finding in found
+        if (cue := finding.of_cue) is not None
+        for carrier in cue.carriers
+    ]
+
+
+def tell(
+    console: Console,
+    audit: Audit,
+    report: Report,
+    config: AuditConfig,
+    attempt: Attempt,
+    untested: set[int],
+) -> Exit:
+    """Print the findings, say what was not tested, and give the exit code that follows."""
+    _tell_findings(console, report)
+    counts = ", ".join(f"{report.counts[v]} {v}" for v in Verdict if report.counts[v])
+    console.print(f"{len(report.of_class)} classes: {counts or 'none'}", markup=False)
+    console.print(f"findings, evidence and carriers: {audit.run.root.shown}", markup=False)
+    if attempt.problem is not None:
+        console.print(attempt.problem, markup=False)
+    for failure in attempt.failures:
+        console.print(f"a class left undone: {failure.error}", markup=False)
+    code = _exit_code(report, config, attempt, untested)
+    audit.run.write_summary(
+        {
+            "state": "incomplete" if untested else "complete",
+            "classes": {str(verdict): count for verdict, count in report.counts.items()},
+            "classes_missing": len(untested),
+            "seconds": attempt.seconds,
+            "ended": now(),
+        }
+    )
+    if untested:
+        console.print(
+            f"incomplete: {len(untested)} classes are not yet examined; the same command does the "
+            "rest",
+            markup=False,
+        )
+    return code
+
+
+def _exit_code(report: Report, config: AuditConfig, attempt: Attempt, untested: set[int]) -> Exit:
+    """A shortcut outweighs all that is missing, which is only tolerated where it is asked for."""
+    if attempt.stopped is not None:
+        return attempt.stopped
+    if config.fail_on is not None and report.counts[Verdict.SHORTCUT]:
+        return Exit.FINDINGS
+    if config.fail_on is None:
+        return Exit.INCOMPLETE if untested else Exit.COMPLETE
+    unknown = bool(untested) or report.counts[Verdict.UNTESTABLE] > 0
+    return Exit.INCOMPLETE if unknown and not config.allow_untested else Exit.COMPLETE
+
+
+def _tell_findings(console: Console, report: Report) -> None:
+    of_cues = [
+        finding
+        for finding in report.findings
+        if finding.of_cue is not None and finding.verdict in (*list(Verdict)[:3],)
+    ]
+    if not of_cues:
+        return
+    table = Table("class", "verdict", "cue", "carriers", "flips, lift", "accuracy without it")
+    for finding in of_cues[:MOST_TOLD]:
+        cue = finding.of_cue
+        if cue is None or cue.paste is None:
+            continue
+        lift = cue.paste.lift
+        accuracy = finding.accuracy_without
+        table.add_row(
+            report.name(finding.evidence.target),
+            str(finding.verdict),
+            f"{cue.kind}, {'at one place' if cue.is_fixed else 'at varying places'}",
+            f"{cue.carrier_share.value:.0%}",
+            f"{cue.paste.flips:.0%}, +{lift.value:.2f} [{lift.low:.2f}, {lift.high:.2f}]",
+            "" if accuracy is None else f"{accuracy:.0%}",
+        )
+    console.print(table)
+    if len(of_cues) > MOST_TOLD:
+        console.print(f"and {len(of_cues) - MOST_TOLD} more in findings.parquet")
