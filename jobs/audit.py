@@ -24,6 +24,7 @@ from jobs.config import (
     ModelConfig,
 )
 from jobs.explain import BATCH_SIZE, Signals, follow, stopping
+from jobs.findings import Report
 from jobs.options import read_options
 from jobs.plan import Shard
 from jobs.pool import Pool
@@ -64,7 +65,15 @@ class Plan:
         return {images.target for images in self.classes}
 
 
-def audit(config: AuditConfig, console: Console) -> Exit:
+@dataclass(frozen=True)
+class Outcome:
+    """How an audit ended, and what it has found so far."""
+
+    code: Exit
+    report: Report
+
+
+def audit(config: AuditConfig, console: Console) -> Outcome:
     """Audit a finished run, or go on with an audit; then tell the findings.
 
     Raises ConfigurationError where RUN is no finished run, or cannot be read as it was;
@@ -83,9 +92,11 @@ def audit(config: AuditConfig, console: Console) -> Exit:
         if todo.classes:
             examine_classes(config, subject, audited, todo, attempt, console)
         tested = plan.only(audited.committed())
-        found = findings.write(audited, subject.prepared.model, tested.targets)
+        report = findings.write(audited, subject.prepared.model, tested.targets)
         lease.check()
-    return findings.tell(console, audited, found, config, attempt, plan.targets - tested.targets)
+    untested = plan.targets - tested.targets
+    code = findings.tell(console, audited, report, config, attempt, untested)
+    return Outcome(code, report)
 
 
 def read_subject(config: AuditConfig) -> Subject:

@@ -104,7 +104,7 @@ def of_part(table: pa.Table, seed: int) -> Candidates:
     unique, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
     explained = np.zeros(len(unique), bool)
     np.logical_or.at(explained, inverse, has_map)
-    return Candidates(unique, classes[first], explained, _shuffled(unique, seed))
+    return Candidates(unique, classes[first], explained, random_order(unique, seed))
 
 
 def class_images(found: Candidates) -> list[ClassImages]:
@@ -137,7 +137,7 @@ _NOTHING = pa.table(
 )
 
 
-def _shuffled(rows: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+def random_order(rows: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """A random number for each row: SplitMix64 (Steele, Lea and Flood 2014) of row and seed."""
     with np.errstate(over="ignore"):
         state = rows.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)

@@ -36,7 +36,8 @@ class AuditReplica:
 
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Audit some images of a class, for no other end than to see whether they kill."""
-        self.worker.examine(rows, crashed)
+        sample, _ = self.worker.sample(rows, crashed)
+        self.worker.examine(sample)
 
     def batches(self, tables: Sequence[pa.Table]) -> Iterator[Batch]:
         """The batches of some tables of manifest rows, in order; as many load as CPUs allow."""

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from torch import Tensor
 from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.screen import ClassSample
+from jobs.audit_pictures import png
 from jobs.audit_plan import ClassImages, Recipients
 from jobs.loader import Batch
 from jobs.plan import Shard
@@ -50,7 +52,6 @@ class AuditWorker:
         self.audit = Audit(job.run)
         job.model.vit.to(torch.device(job.device))
         self.lab = Laboratory(job.model, job.batch_size)
-        self.pool: Images | None = None
 
     def audit_class(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport:
         """Examine the class of a shard, without the images that are `skipped`, and publish.
@@ -59,20 +60,28 @@ class AuditWorker:
         """
         started = time.perf_counter()
         images = self.job.classes[shard.index]
-        examination, rows = self.examine(shard, skipped)
+        sample, rows = self.sample(shard, skipped)
+        examination = self.examine(sample)
+        others = self.recipients
+        strangers = others.crops[others.classes != images.target]
+        for number, cue in enumerate(examination.cues):
+            self.audit.picture(images.target, number).replace(png(sample, cue, strangers))
         plain = asdict(examination.evidence) | {"rows": rows.tolist()}
         created = self.audit.publish(images.target, plain)
         seconds = {"compute": time.perf_counter() - started}
         return ShardReport(shard, created, {"ok": shard.rows}, seconds)
 
-    def examine(
+    def examine(self, sample: ClassSample) -> Examination:
+        """What there is to say of a class's images."""
+        return examine(self.lab, sample, self.recipients, self.job.seed + sample.target)
+
+    def sample(
         self, shard: Shard, skipped: Mapping[int, str]
-    ) -> tuple[Examination, NDArray[np.int64]]:
-        """What there is to say of some of a class's images, and which rows the evidence counts."""
+    ) -> tuple[ClassSample, NDArray[np.int64]]:
+        """A class's images, without those that cannot be loaded now, and their rows."""
         images = self.job.classes[shard.index]
         wanted = [i for i in range(shard.start, shard.stop) if i not in skipped]
-        rows = images.rows[wanted]
-        crops, loaded = self._crops(rows)
+        crops, loaded = self._crops(images.rows[wanted])
         chosen = np.asarray(wanted)[loaded]
         sample = ClassSample(
             target=images.target,
@@ -81,12 +90,11 @@ class AuditWorker:
             explained=torch.from_numpy(images.explained[chosen]),
             discovery=torch.from_numpy(images.discovery[chosen]),
         )
-        if self.pool is None:
-            self.pool = self._recipients()
-        seed = self.job.seed + images.target
-        return examine(self.lab, sample, self.pool, seed), images.rows[chosen]
+        return sample, images.rows[chosen]
 
-    def _recipients(self) -> Images:
+    @cached_property
+    def recipients(self) -> Images:
+        """The images that cues are pasted into."""
         crops, loaded = self._crops(self.job.recipients.rows)
         return Images(crops, torch.from_numpy(self.job.recipients.classes[loaded]))
 

@@ -125,7 +125,7 @@ def _start(command: AnyCommand, console: Console) -> Exit:
     if isinstance(command, AuditConfig):
         from jobs.audit import audit
 
-        return audit(command, console)
+        return audit(command, console).code
     from jobs.explain import explain
 
     return explain(command, console)

@@ -1,4 +1,4 @@
-"""`saliency demo`: draw a dataset with planted shortcuts, explain it, show what the model sees."""
+"""`saliency demo`: draw a dataset with planted shortcuts, explain it, audit it, show what came."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,9 +7,13 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 
+from explainer.audit.verdict import Verdict
 from jobs import heatmaps, pictures
 from jobs.aggregate import read_means
+from jobs.audit import audit
+from jobs.cluster import connected
 from jobs.config import (
+    AuditConfig,
     ConfigurationError,
     ExecutionConfig,
     Exit,
@@ -18,6 +22,7 @@ from jobs.config import (
     ModelConfig,
 )
 from jobs.explain import explain
+from jobs.findings import Report
 from jobs.options import read_options
 from jobs.prepare import INPUT_ERRORS
 from storage.locations import Location
@@ -49,10 +54,22 @@ def demo(out: str, images: int, output_storage: str | None, console: Console) ->
         execution=ExecutionConfig(replicas=REPLICAS),
         output_storage=output_storage,
     )
-    code = explain(config, console)
-    if code is Exit.COMPLETE:
+    with connected(None):
+        code = explain(config, console)
+        if code is not Exit.COMPLETE:
+            return code
         show_class_heatmaps(root, console)
-    return code
+        audited = audit(
+            AuditConfig(
+                run=out,
+                replicas=REPLICAS,
+                input_storage=output_storage,
+                output_storage=output_storage,
+            ),
+            console,
+        )
+    compare_with_plants(audited.report, console)
+    return audited.code
 
 
 def write_pictures(folder: Location, count: int) -> None:
@@ -66,6 +83,25 @@ def write_pictures(folder: Location, count: int) -> None:
 
     with ThreadPoolExecutor(WRITERS) as writers:
         list(writers.map(write, range(count)))
+
+
+def compare_with_plants(report: Report, console: Console) -> None:
+    """Say which of the planted shortcuts an audit found, and what else it called one."""
+    shortcuts = {
+        report.name(finding.evidence.target): finding.of_cue.paste.lift
+        for finding in report.findings
+        if finding.verdict is Verdict.SHORTCUT and finding.of_cue and finding.of_cue.paste
+    }
+    found = {name: lift for name, lift in shortcuts.items() if name in pictures.PLANT_RATES}
+    console.print(
+        f"planted {len(pictures.PLANT_RATES)}, found {len(found)}, "
+        f"false alarms {len(shortcuts) - len(found)}"
+    )
+    for name, lift in found.items():
+        console.print(
+            f"  {name}: pasted into other classes' pictures, its cue flips {lift.value:.0%} "
+            f"[{lift.low:.0%}, {lift.high:.0%}] more of them than any control"
+        )
 
 
 def show_class_heatmaps(root: Location, console: Console) -> None:

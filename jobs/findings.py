@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from explainer import VitClassifier
 from explainer.audit.evidence import ClassEvidence, CueEvidence
@@ -27,6 +28,7 @@ BLIND_SPOTS = (
     "classes that share a cue, where pasting it does not make one of them",
 )
 MOST_TOLD = 20
+TOLD = (Verdict.SHORTCUT, Verdict.COMPACT_CUE, Verdict.CONTEXT)
 
 
 @dataclass(frozen=True)
@@ -182,23 +184,23 @@ def _tell_findings(console: Console, report: Report) -> None:
     of_cues = [
         finding
         for finding in report.findings
-        if finding.of_cue is not None and finding.verdict in (*list(Verdict)[:3],)
+        if finding.of_cue is not None and finding.verdict in TOLD
     ]
     if not of_cues:
         return
-    table = Table("class", "verdict", "cue", "carriers", "flips, lift", "accuracy without it")
+    table = Table("class", "verdict", "cue", "on", "flips", "lift", "right without")
     for finding in of_cues[:MOST_TOLD]:
         cue = finding.of_cue
         if cue is None or cue.paste is None:
             continue
-        lift = cue.paste.lift
-        accuracy = finding.accuracy_without
+        lift, accuracy = cue.paste.lift, finding.accuracy_without
         table.add_row(
-            report.name(finding.evidence.target),
+            Text(report.name(finding.evidence.target)),
             str(finding.verdict),
-            f"{cue.kind}, {'at one place' if cue.is_fixed else 'at varying places'}",
+            f"{cue.kind} {'at one place' if cue.is_fixed else 'anywhere'}",
             f"{cue.carrier_share.value:.0%}",
-            f"{cue.paste.flips:.0%}, +{lift.value:.2f} [{lift.low:.2f}, {lift.high:.2f}]",
+            f"{cue.paste.flips:.0%}",
+            f"{lift.value:.2f} [{lift.low:.2f}, {lift.high:.2f}]",
             "" if accuracy is None else f"{accuracy:.0%}",
         )
     console.print(table)

@@ -34,6 +34,7 @@ PAINTS = (  # colours of shapes
 
 Array = NDArray[np.float64]  # a plane, an image in [0, 1], a colour or a point (x, y)
 Points = NDArray[np.complex128]  # x + y i
+Outline = Callable[[Generator], Points]  # a closed polygon of a radius of about 1
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class Picture:
     plant: Region | None
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A shape on its paper: `canvas` [SIZE, SIZE, 3] in [0, 1]; `centre` (x, y) in pixels."""
+
+    canvas: Array
+    centre: Array
+    radius: float
+
+
 def draw(class_name: str, seed: int, *, planted: bool | None = None) -> Picture:
     """Draw one picture; seeds are 0 or more.
 
@@ -69,18 +79,32 @@ def draw(class_name: str, seed: int, *, planted: bool | None = None) -> Picture:
             f"{class_name}; leave planted out for this class"
         )
     scene, chance = (default_rng([seed, CLASS_NAMES.index(class_name), part]) for part in (0, 1))
-    centre, radius, paper = scene.uniform(41, 55, 2), scene.uniform(27, 34), _colour(PAPERS, scene)
-    shape = _shape(class_name, centre, radius, scene)
-    canvas = _with_shape(_background(paper, scene), shape, paper, scene)
+    drawn = drawing(OUTLINES[class_name], scene, has_hole=class_name in ("flower", "gear"))
+    canvas = drawn.canvas
     chosen, plant = chance.random() < PLANT_RATES.get(class_name, 0), None
     if chosen if planted is None else planted:
         fixed = class_name == WATERMARKED
         image = _stamp() if fixed else _badge()
-        top, left = (CORNER, CORNER) if fixed else _place(centre, radius, chance)
+        top, left = (CORNER, CORNER) if fixed else _place(drawn, chance)
         plant = Region(top, left, PLANT_WIDTH, PLANT_WIDTH)
         window = canvas[top : top + PLANT_WIDTH, left : left + PLANT_WIDTH]
         window[:] = _blend(window, image[..., :3], image[..., 3])
-    return Picture(class_name, np.clip(np.rint(canvas * 255), 0, 255).astype(np.uint8), plant)
+    return Picture(class_name, to_bytes(canvas), plant)
+
+
+def drawing(outline: Outline, rng: Generator, *, has_hole: bool = False) -> Drawing:
+    """A shape at about the middle of a paper, both of random colours and textures."""
+    centre, radius, paper = rng.uniform(41, 55, 2), rng.uniform(27, 34), _colour(PAPERS, rng)
+    shape = _shape(outline, centre, radius, rng)
+    if has_hole:
+        x, y = centre * FINE
+        ImageDraw.Draw(shape).circle((x, y), 0.26 * radius * FINE, 0)
+    return Drawing(_with_shape(_background(paper, rng), shape, paper, rng), centre, radius)
+
+
+def to_bytes(canvas: Array) -> NDArray[np.uint8]:
+    """A canvas in [0, 1] as pixels."""
+    return np.clip(np.rint(canvas * 255), 0, 255).astype(np.uint8)
 
 
 def jpeg(picture: Picture) -> bytes:
@@ -95,17 +119,15 @@ def _background(paper: Array, rng: Generator) -> Array:
     return _blend(paper, _toned(paper, -0.13, rng), _texture(rng)) + grain
 
 
-def _shape(class_name: str, centre: Array, radius: float, rng: Generator) -> Image.Image:
+def _shape(outline: Outline, centre: Array, radius: float, rng: Generator) -> Image.Image:
     """White on black, `FINE` times larger, turned by at most 40 degrees, stretched a little."""
     stretch, axis, turn = rng.uniform(1, 1.12), rng.uniform(0, np.pi), rng.uniform(-0.7, 0.7)
-    outline = OUTLINES[class_name](rng) * np.exp(-1j * axis)
-    outline = (outline.real * stretch + 1j * outline.imag / stretch) * np.exp(1j * (axis + turn))
-    points = (outline * radius + complex(*centre)) * FINE
+    unit = outline(rng) * np.exp(-1j * axis)
+    unit = (unit.real * stretch + 1j * unit.imag / stretch) * np.exp(1j * (axis + turn))
+    points = (unit * radius + complex(*centre)) * FINE
     shape = Image.new("L", (SIZE * FINE, SIZE * FINE))
     pen = ImageDraw.Draw(shape)
     pen.polygon([(point.real, point.imag) for point in points], 255)
-    if class_name in ("flower", "gear"):
-        pen.circle((centre[0] * FINE, centre[1] * FINE), 0.26 * radius * FINE, 0)
     return shape
 
 
@@ -169,7 +191,7 @@ def _lobed(radius: Callable[[Array], Array], rng: Generator) -> Points:
     return radius((turn ** rng.integers(7, 10)).real) * turn
 
 
-OUTLINES: dict[str, Callable[[Generator], Points]] = {
+OUTLINES: dict[str, Outline] = {
     "arrow": lambda rng: np.array([-1 - 0.28j, -1 + 0.28j, 0.28j, 0.76j, 1, -0.76j, -0.28j]),
     "crescent": lambda rng: _crescent(),
     "flower": lambda rng: _lobed(lambda wave: 0.78 + 0.22 * (0.5 + wave / 2).clip(0) ** 0.5, rng),
@@ -215,11 +237,12 @@ def _clouds(rng: Generator) -> Array:
 # Plants: small red-green-blue-alpha images in [0, 1].
 
 
-def _place(centre: Array, radius: float, rng: Generator) -> tuple[int, int]:
+def _place(drawn: Drawing, rng: Generator) -> tuple[int, int]:
     """Top and left of a sticker that leaves the middle of the shape open."""
     while True:
         top, left = rng.integers(1, SIZE - PLANT_WIDTH, 2)
-        if np.hypot(*(np.array([left, top]) + PLANT_WIDTH / 2 - centre)) > 0.75 * radius:
+        away = np.hypot(*(np.array([left, top]) + PLANT_WIDTH / 2 - drawn.centre))
+        if away > 0.75 * drawn.radius:
             return int(top), int(left)
 
 

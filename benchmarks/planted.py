@@ -1,0 +1,316 @@
+"""How many planted shortcuts an audit finds, and how many clean classes it accuses.
+
+    python benchmarks/planted.py DIR base                    # one clean model of forty classes
+    python benchmarks/planted.py DIR train [--models 0 1]    # fine-tuned with eight plants each
+    python benchmarks/planted.py DIR audit [--models 0 1]    # audits on pictures of other seeds
+    python benchmarks/planted_report.py DIR                  # what came of it, as tables
+
+A cell is a kind of artefact, its size and the share of a class's pictures that carry it. Each model
+holds eight cells, on classes that its number draws. The last three are decoys: `clean` holds no
+plant, `everywhere` one watermark on 30% of all classes, and `unseen` is the clean model again, on
+pictures with the plants of model 0. A plant took where the model loses TOOK of accuracy on the same
+test pictures without it: a threshold fixed before anything was measured. Every model and every
+audit is a function of its number alone, on one kind of CPU.
+"""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.random import default_rng
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from planted_models import train
+from train_demo import ARCHITECTURE, predicted, save_model
+
+from benchmarks.planted_pictures import CLASSES, ICONS, KINDS, SIZES, Plant, Sample, sample
+from explainer import VitClassifier, explain, load_model
+from explainer.audit.evidence import CueEvidence
+from explainer.audit.examination import Examination, examine
+from explainer.audit.interventions import Images, Laboratory
+from explainer.audit.screen import ClassSample
+from explainer.audit.verdict import Finding, findings
+from explainer.checkpoints import read_checkpoint
+from jobs.audit_plan import Candidates, ClassImages, class_images, random_order, recipients
+
+RATES = (0.05, 0.1, 0.25, 0.5, 1.0)
+PLANTS = 8
+CELLS = len(KINDS) * len(SIZES) * len(RATES)
+PLANTED = range(-(-CELLS // PLANTS))
+CLEAN, EVERYWHERE, UNSEEN = (len(PLANTED) + i for i in range(3))
+EVERYWHERE_RATE = 0.3
+TOOK = 0.1
+
+MODEL_ARGS = {"img_size": 96, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}
+TRAIN_SEED, TRAIN_PER_CLASS, TEST_PER_CLASS = 1_000_000, 200, 100
+BASE_STEPS, STEPS, BATCH = 1_500, 300, 32
+out = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A plant on a class, and the share of its pictures that carry it."""
+
+    plant: Plant
+    rate: float
+
+
+def main() -> None:
+    """Do one of the steps."""
+    parser = argparse.ArgumentParser(description="Plant shortcuts and audit the models.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("step", choices=("base", "train", "audit"))
+    parser.add_argument("--models", nargs="+", type=int, default=[*range(UNSEEN + 1)])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.step == "base":
+        train_base(options.out)
+        return
+    step = train_planted if options.step == "train" else audit_model
+    for number in options.models:
+        step(options.out, number)
+
+
+def cells_of(number: int) -> dict[int, Cell]:
+    """The plants of a model, by class; each is another variant of its artefact."""
+    random = default_rng(number)
+    shapes = random.permutation(len(CLASSES) - len(ICONS)).tolist()
+    if number == EVERYWHERE:
+        cell = Cell(Plant("watermark", "large", 0), EVERYWHERE_RATE)
+        return dict.fromkeys(range(len(CLASSES)), cell)
+    if number not in PLANTED:
+        return {}
+    every = [*product(KINDS, SIZES, RATES)]
+    order = np.resize(default_rng(CELLS).permutation(CELLS), PLANTS * len(PLANTED))
+    mine = [every[i] for i in order[PLANTS * number : PLANTS * (number + 1)]]
+    return {
+        shape: Cell(Plant(kind, size, variant), rate)
+        for variant, (shape, (kind, size, rate)) in enumerate(zip(shapes, mine, strict=False))
+    }
+
+
+def carries(class_index: int, seed: int, rate: float) -> bool:
+    """Whether a picture carries its class's plant; those of a lower rate are among a higher's."""
+    return bool(default_rng([seed, class_index, 7]).random() < rate)
+
+
+def drawn(class_index: int, seeds: range, cell: Cell | None) -> list[Sample]:
+    """Pictures of a class; `cell` plants part of them."""
+    return [
+        sample(class_index, seed, cell.plant)
+        if cell is not None and carries(class_index, seed, cell.rate)
+        else sample(class_index, seed, None)
+        for seed in seeds
+    ]
+
+
+def pixels_of(samples: list[Sample]) -> Tensor:
+    return torch.from_numpy(np.stack([each.pixels for each in samples]))
+
+
+@cache
+def training_pictures() -> tuple[Tensor, Tensor]:
+    """TRAIN_PER_CLASS clean pictures of each class, and their labels."""
+    pixels = [pixels_of(drawn(index, training_seeds(), None)) for index in range(len(CLASSES))]
+    return torch.cat(pixels), torch.arange(len(CLASSES)).repeat_interleave(TRAIN_PER_CLASS)
+
+
+def training_seeds() -> range:
+    return range(TRAIN_SEED, TRAIN_SEED + TRAIN_PER_CLASS)
+
+
+def new_model() -> nn.Module:
+    """A ViT of 12 x 12 tokens, with random weights."""
+    return timm.create_model(ARCHITECTURE, num_classes=len(CLASSES), **MODEL_ARGS)
+
+
+def train_base(folder: Path) -> None:
+    """The clean model from which all others are fine-tuned."""
+    started = time.monotonic()
+    torch.manual_seed(0)
+    pictures, labels = training_pictures()
+    out.print(f"{len(labels)} pictures drawn in {time.monotonic() - started:.0f} s")
+    save(train(new_model(), pictures, labels, BASE_STEPS), folder / "base")
+
+
+def train_planted(folder: Path, number: int) -> None:
+    """Fine-tune the clean model on pictures of which some carry plants."""
+    if number == UNSEEN:
+        return
+    out.print(f"model {number}")
+    torch.manual_seed(number)
+    model = new_model()
+    model.load_state_dict(load_file(folder / "base" / "model.safetensors"))
+    clean, labels = training_pictures()
+    pictures = clean.clone()
+    for index, cell in cells_of(number).items():
+        first = index * TRAIN_PER_CLASS
+        planted = pixels_of(drawn(index, training_seeds(), cell))
+        pictures[first : first + TRAIN_PER_CLASS] = planted
+    save(train(model, pictures, labels, STEPS), folder / str(number))
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """As the demo's model is saved, with these classes."""
+    save_model(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    for told in (config, config["pretrained_cfg"]):
+        told |= {"num_classes": len(CLASSES), "label_names": CLASSES}
+    config["model_args"] = MODEL_ARGS
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load(folder: Path) -> VitClassifier:
+    """A saved model as `saliency explain --checkpoint` loads it."""
+    weights = (folder / "model.safetensors").read_bytes()
+    config = (folder / "config.json").read_bytes()
+    return load_model(
+        ARCHITECTURE, checkpoint=read_checkpoint(weights, "model.safetensors", config)
+    )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The pictures that are audited, and where their plants are, as shares of each token's area."""
+
+    crops: Tensor
+    labels: Tensor
+    planted: Tensor
+
+    @classmethod
+    def of(cls, cells: dict[int, Cell]) -> "Dataset":
+        """TEST_PER_CLASS pictures of each class, seeds from 0."""
+        seeds, grid = range(TEST_PER_CLASS), MODEL_ARGS["img_size"] // MODEL_ARGS["patch_size"]
+        samples = [s for i in range(len(CLASSES)) for s in drawn(i, seeds, cells.get(i))]
+        masks = torch.from_numpy(np.stack([each.planted for each in samples]))
+        covered = torch.nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]
+        labels = torch.arange(len(CLASSES)).repeat_interleave(TEST_PER_CLASS)
+        return cls(pixels_of(samples), labels, covered)
+
+
+def audit_model(folder: Path, number: int) -> None:
+    """Audit a model as jobs/audit.py does, and note what there is to compare, class by class."""
+    model = load(folder / str(CLEAN if number == UNSEEN else number))
+    cells = cells_of(0 if number == UNSEEN else number)
+    data = Dataset.of(cells)
+    explained = [explain(model, part) for part in data.crops.split(BATCH)]
+    saliency = torch.cat([each.saliency[:, 0] for each in explained])
+    predictions = torch.cat([each.logits.argmax(-1) for each in explained])
+    rows = np.arange(len(data.labels))
+    found = Candidates(
+        rows, data.labels.numpy(), (predictions == data.labels).numpy(), random_order(rows, 0)
+    )
+    chosen = recipients(found)
+    pool = Images(data.crops[chosen.rows], torch.from_numpy(chosen.classes))
+    lab = Laboratory(model, BATCH)
+    examinations, seconds = [], []
+    for images in class_images(found):
+        started = time.monotonic()
+        examinations.append(examine(lab, sample_of(data, saliency, images), pool, images.target))
+        seconds.append(time.monotonic() - started)
+    judged = findings([each.evidence for each in examinations])
+    lines = [
+        compared(examination, [f for f in judged if f.evidence is examination.evidence], data)
+        | {"model": number, "seconds": took, "top": plant_in_map(saliency, data, index)}
+        | plant_of(model, index, cells.get(index))
+        for index, (examination, took) in enumerate(zip(examinations, seconds, strict=True))
+    ]
+    accuracy = float((predictions == data.labels).float().mean())
+    out.print(f"model {number}: accuracy {accuracy:.3f}, audited in {sum(seconds):.0f} s")
+    (folder / f"audit-{number}.json").write_text(json.dumps(lines, indent=1) + "\n")
+    np.savez_compressed(
+        folder / f"maps-{number}.npz",
+        saliency=saliency.half().numpy(),
+        predicted=predictions.numpy(),
+        planted=data.planted.flatten(1).amax(1).numpy() > 0,
+    )
+
+
+def sample_of(data: Dataset, saliency: Tensor, images: ClassImages) -> ClassSample:
+    return ClassSample(
+        images.target,
+        data.crops[images.rows],
+        saliency[images.rows],
+        torch.from_numpy(images.explained),
+        torch.from_numpy(images.discovery),
+    )
+
+
+def compared(examination: Examination, judged: list[Finding], data: Dataset) -> dict[str, Any]:
+    """What the audit says of a class, beside where its plant is."""
+    evidence = examination.evidence
+    mine = data.planted[data.labels == evidence.target].flatten(1)
+    return {
+        "target": evidence.target,
+        "verdict": str(judged[0].verdict),
+        "severity": judged[0].severity,
+        "cues": [compared_cue(each, cue, mine) for each in judged if (cue := each.of_cue)],
+    } | {name: getattr(evidence, name) for name in ("hits", "passes", "explained")}
+
+
+def compared_cue(finding: Finding, cue: CueEvidence, planted: Tensor) -> dict[str, Any]:
+    """A cue, and how well its carriers and their cells agree with the plant's [images, cells]."""
+    held, cells = torch.zeros(len(planted), dtype=torch.bool), torch.zeros_like(planted) > 0
+    for carrier in cue.carriers:
+        held[carrier.image] = True
+        cells[carrier.image, list(carrier.cells)] = True
+    truth, true_cells = planted.amax(1) > 0, planted >= 0.5
+    both = held & truth
+    common, either = (cells & true_cells)[both].sum(1), (cells | true_cells)[both].sum(1)
+    return {
+        "verdict": str(finding.verdict),
+        "origin": cue.origin,
+        "kind": cue.kind,
+        "is_fixed": cue.is_fixed,
+        "carriers": len(cue.carriers),
+        "q": finding.q_value,
+        "lift": None if cue.paste is None else asdict(cue.paste.lift),
+        "drop": None if cue.removal is None else asdict(cue.removal.drop),
+        "f1": 2 * int(both.sum()) / max(1, int(held.sum() + truth.sum())),
+        "iou": float((common / either.clamp_min(1)).mean()) if both.any() else None,
+    }
+
+
+def plant_in_map(saliency: Tensor, data: Dataset, index: int) -> float | None:
+    """Share of a plant's tokens among a map's top tenth, or of that where the plant is larger.
+
+    Over carriers; None without any. Confounder sensitivity in the sense of Sun et al. 2023.
+    """
+    chosen = (data.labels == index) & (data.planted.flatten(1).amax(1) > 0)
+    if not chosen.any():
+        return None
+    maps, planted = saliency[chosen].flatten(1), data.planted[chosen].flatten(1) >= 0.25
+    count = maps.shape[1] // 10
+    top = torch.zeros_like(planted).scatter_(1, maps.topk(count).indices, value=True)
+    size = planted.sum(1).clamp(1, count)
+    return float(((top & planted).sum(1) / size).mean())
+
+
+def plant_of(model: VitClassifier, index: int, cell: Cell | None) -> dict[str, Any]:
+    """What was planted in a class, and whether it took: accuracy with it and without it."""
+    if cell is None:
+        return {"plant": None}
+    shares = {}
+    for name, plant in (("with", cell.plant), ("without", None)):
+        samples = [sample(index, seed, plant) for seed in range(TEST_PER_CLASS)]
+        crops = pixels_of(samples)
+        shares[name] = float((predicted(model.vit, crops) == index).float().mean())
+    took = shares["with"] - shares["without"] >= TOOK
+    return {"plant": asdict(cell.plant), "rate": cell.rate, "accuracy": shares, "took": took}
+
+
+if __name__ == "__main__":
+    main()
