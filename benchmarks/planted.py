@@ -54,7 +54,7 @@ CLEAN, EVERYWHERE, UNSEEN = (len(PLANTED) + i for i in range(3))
 EVERYWHERE_RATE = 0.3
 TOOK = 0.1
 
-MODEL_ARGS = {"img_size": 96, "patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3}
+MODEL_ARGS = {"img_size": 96, "patch_size": 12, "embed_dim": 96, "depth": 6, "num_heads": 3}
 TRAIN_SEED, TRAIN_PER_CLASS, TEST_PER_CLASS = 1_000_000, 200, 100
 BASE_STEPS, STEPS, BATCH = 1_500, 300, 32
 out = Console(soft_wrap=True, highlight=False)
@@ -122,10 +122,14 @@ def pixels_of(samples: list[Sample]) -> Tensor:
 
 
 @cache
-def training_pictures() -> tuple[Tensor, Tensor]:
-    """TRAIN_PER_CLASS clean pictures of each class, and their labels."""
-    pixels = [pixels_of(drawn(index, training_seeds(), None)) for index in range(len(CLASSES))]
-    return torch.cat(pixels), torch.arange(len(CLASSES)).repeat_interleave(TRAIN_PER_CLASS)
+def training_pictures(folder: Path) -> tuple[Tensor, Tensor]:
+    """TRAIN_PER_CLASS clean pictures of each class, drawn once, and their labels."""
+    file = folder / "pictures.npy"
+    if not file.exists():
+        pixels = [pixels_of(drawn(index, training_seeds(), None)) for index in range(len(CLASSES))]
+        np.save(file, torch.cat(pixels).numpy())
+    labels = torch.arange(len(CLASSES)).repeat_interleave(TRAIN_PER_CLASS)
+    return torch.from_numpy(np.load(file)), labels
 
 
 def training_seeds() -> range:
@@ -133,7 +137,7 @@ def training_seeds() -> range:
 
 
 def new_model() -> nn.Module:
-    """A ViT of 12 x 12 tokens, with random weights."""
+    """A ViT of 8 x 8 tokens, with random weights."""
     return timm.create_model(ARCHITECTURE, num_classes=len(CLASSES), **MODEL_ARGS)
 
 
@@ -141,7 +145,7 @@ def train_base(folder: Path) -> None:
     """The clean model from which all others are fine-tuned."""
     started = time.monotonic()
     torch.manual_seed(0)
-    pictures, labels = training_pictures()
+    pictures, labels = training_pictures(folder)
     out.print(f"{len(labels)} pictures drawn in {time.monotonic() - started:.0f} s")
     save(train(new_model(), pictures, labels, BASE_STEPS), folder / "base")
 
@@ -154,7 +158,7 @@ def train_planted(folder: Path, number: int) -> None:
     torch.manual_seed(number)
     model = new_model()
     model.load_state_dict(load_file(folder / "base" / "model.safetensors"))
-    clean, labels = training_pictures()
+    clean, labels = training_pictures(folder)
     pictures = clean.clone()
     for index, cell in cells_of(number).items():
         first = index * TRAIN_PER_CLASS

@@ -130,7 +130,7 @@ def findings() -> pa.Schema:
         _field("carrier_share_low", pa.float64(), f"lower end of its {share} (Wilson)"),
         _field("carrier_share_high", pa.float64(), f"upper end of its {share}"),
         _field("flips", pa.float64(), "share of other classes' images that it flips when pasted"),
-        _field("flips_noise", pa.float64(), "the same of its own pixels in random order"),
+        _field("flips_noise", pa.float64(), "the same of random pixels in its place"),
         _field("flips_other_class", pa.float64(), "the same of the region in other classes"),
         _field("flips_elsewhere", pa.float64(), "the same of another region of its carriers"),
         _field("lift", pa.float64(), "flips beyond the strongest of these three controls"),

@@ -82,14 +82,22 @@ def correlation(
     centred = templates - templates.mean((2, 3), keepdim=True)
     centred = centred / centred.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None]
     side = templates.shape[-1]
-    sums, squares = (
-        functional.avg_pool2d(values, side, stride=1) * side**2 for values in (images, images**2)
-    )
+    sums, squares = (_box_sums(values, side) for values in (images, images**2))
     # Of a flat place the variance is rounding alone.
     variance = (squares - sums**2 / side**2).sum(1, keepdim=True)
     return (
         functional.conv2d(images, centred) / variance.clamp_min(side**2 * LEAST_CONTRAST**2).sqrt()
     )
+
+
+def _box_sums(
+    images: Float[Tensor, "images 3 height width"], side: int
+) -> Float[Tensor, "images 3 down across"]:
+    """Sums over all squares of `side` pixels, as differences of running sums."""
+    running = functional.pad(images.double(), (1, 0, 1, 0)).cumsum(-1).cumsum(-2)
+    below, above = running[..., side:, :], running[..., :-side, :]
+    rows = below - above
+    return (rows[..., side:] - rows[..., :-side]).to(images)
 
 
 def shared_cells(

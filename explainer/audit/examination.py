@@ -20,8 +20,8 @@ from explainer.audit.interventions import (
     Laboratory,
     filled,
     moved,
+    noise,
     share,
-    shuffled,
 )
 from explainer.audit.regions import to_cells
 from explainer.audit.screen import ClassSample, Screen
@@ -29,7 +29,7 @@ from explainer.audit.significance import lift, sign_flip, wilson
 
 # Images of a class, or of other classes, with which nothing can be said.
 LEAST_IMAGES = 8
-DONORS, RECIPIENTS, LEAST_DONORS = 6, 16, 2
+DONORS, RECIPIENTS, LEAST_DONORS = 6, 24, 2
 REMOVED = 32
 MOST_CUES = 3
 FILLS = (Fill.MEAN, Fill.OTHER_CLASS)
@@ -112,7 +112,7 @@ class Trial:
         crops, masks = self.sample.crops[donors], cue.masks[donors]
         treated = self._flips(drawn, crops, masks)
         controls = {
-            Control.NOISE: self._flips(drawn, shuffled(crops, masks, self.generator), masks),
+            Control.NOISE: self._flips(drawn, noise(crops, self.generator), masks),
             Control.OTHER_CLASS: self._flips(drawn, self._others(len(donors)), masks),
             Control.ELSEWHERE: self._flips(drawn, crops, moved(masks, self.generator)),
         }

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from explainer.models import VitClassifier
 
-BLUR_SHARE = 0.3
+BLURRED = 4
 PLACES = 8
 
 
@@ -24,7 +24,7 @@ class Control(StrEnum):
     """What a paste is compared with; each keeps all but one property of the cue."""
 
     NOISE = "noise"
-    """The cue's own pixels in random order: same place, size and colours."""
+    """Random pixels: same place and size, no content."""
     OTHER_CLASS = "other class"
     """The same region of images of other classes: same place and size."""
     ELSEWHERE = "elsewhere"
@@ -108,17 +108,11 @@ class Laboratory:
         return self.predict(torch.where(masks[:, None], donors, recipients)) == target
 
 
-def shuffled(
-    crops: UInt8[Tensor, "images 3 height width"],
-    masks: Bool[Tensor, "images height width"],
-    generator: torch.Generator,
+def noise(
+    crops: UInt8[Tensor, "images 3 height width"], generator: torch.Generator
 ) -> UInt8[Tensor, "images 3 height width"]:
-    """Crops whose pixels within the masks are in random order."""
-    result = crops.clone()
-    for image, mask in zip(result, masks, strict=True):
-        inside = image[:, mask]
-        image[:, mask] = inside[:, torch.randperm(inside.shape[1], generator=generator)]
-    return result
+    """As many pixels, each of a random colour."""
+    return torch.randint(0, 256, crops.shape, dtype=torch.uint8, generator=generator)
 
 
 def filled(
@@ -140,14 +134,10 @@ def filled(
 def _blurred(
     crops: UInt8[Tensor, "images 3 height width"],
 ) -> UInt8[Tensor, "images 3 height width"]:
-    """A box blur over BLUR_SHARE of the shorter side, twice."""
-    reach = max(1, round(BLUR_SHARE * min(crops.shape[-2:]) / 2))
-    blurred = crops.float()
-    for _ in range(2):
-        blurred = functional.avg_pool2d(
-            blurred, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False
-        )
-    return blurred.round().to(torch.uint8)
+    """Reduced to BLURRED pixels across, and enlarged again."""
+    small = functional.interpolate(crops.float(), (BLURRED, BLURRED), mode="area")
+    large = functional.interpolate(small, tuple(crops.shape[-2:]), mode="bilinear")
+    return large.round().to(torch.uint8)
 
 
 def moved(

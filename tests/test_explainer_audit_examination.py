@@ -1,0 +1,165 @@
+"""Whole examinations of the demo's model, which is known to rest on two plants."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from explainer import VitClassifier, explain, load_model
+from explainer.audit.evidence import ClassEvidence
+from explainer.audit.examination import Examination, examine
+from explainer.audit.interventions import Images, Laboratory
+from explainer.audit.screen import ClassSample
+from explainer.audit.verdict import Verdict, findings, worst
+from explainer.checkpoints import read_checkpoint
+from jobs import pictures
+from jobs.demo import ARCHITECTURE, MODEL
+
+PER_CLASS, PER_POOL = 60, 12
+WATERMARKED, STICKERED, CLEAN = (
+    pictures.CLASS_NAMES.index(name) for name in (pictures.WATERMARKED, pictures.STICKERED, "gear")
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """The demo's pictures, what the model makes of them, and where their plants are."""
+
+    model: VitClassifier
+    crops: torch.Tensor
+    labels: torch.Tensor
+    saliency: torch.Tensor
+    predicted: torch.Tensor
+    plants: torch.Tensor
+
+    def sample(self, target: int) -> ClassSample:
+        mine = torch.nonzero(self.labels == target).flatten()
+        discovery = torch.arange(len(mine)) % 2 == 0
+        right = self.predicted[mine] == target
+        return ClassSample(target, self.crops[mine], self.saliency[mine], right, discovery)
+
+    @property
+    def pool(self) -> Images:
+        chosen = [
+            torch.nonzero((self.labels == label) & (self.predicted == label)).flatten()[:PER_POOL]
+            for label in range(len(pictures.CLASS_NAMES))
+        ]
+        return Images(self.crops[torch.cat(chosen)], self.labels[torch.cat(chosen)])
+
+    def examine(self, target: int, seed: int = 0) -> Examination:
+        return examine(Laboratory(self.model, 64), self.sample(target), self.pool, seed)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    config = MODEL.with_name("config.json").read_bytes()
+    checkpoint = read_checkpoint(MODEL.read_bytes(), MODEL.name, config)
+    model = load_model(ARCHITECTURE, checkpoint=checkpoint)
+    crops, plants, labels = [], [], []
+    for label, name in enumerate(pictures.CLASS_NAMES):
+        for seed in range(PER_CLASS if label in (WATERMARKED, STICKERED, CLEAN) else 16):
+            picture = pictures.draw(name, seed)
+            image = Image.open(io.BytesIO(pictures.jpeg(picture)))
+            crops.append(np.asarray(image).transpose(2, 0, 1))
+            plant = np.zeros(picture.pixels.shape[:2], bool)
+            if (region := picture.plant) is not None:
+                rows = slice(region.top, region.top + region.height)
+                plant[rows, region.left : region.left + region.width] = True
+            plants.append(plant)
+            labels.append(label)
+    stacked = torch.from_numpy(np.stack(crops))
+    explained = [explain(model, part) for part in stacked.split(64)]
+    return World(
+        model,
+        stacked,
+        torch.tensor(labels),
+        torch.cat([part.saliency[:, 0] for part in explained]),
+        torch.cat([part.logits.argmax(-1) for part in explained]),
+        torch.from_numpy(np.stack(plants)),
+    )
+
+
+@pytest.fixture(scope="module")
+def examined(world) -> dict[int, Examination]:
+    return {target: world.examine(target) for target in (WATERMARKED, STICKERED, CLEAN)}
+
+
+def test_both_plants_are_shortcuts_and_a_clean_class_is_cleared(examined):
+    found = findings([each.evidence for each in examined.values()])
+    assert worst(found) == {
+        WATERMARKED: Verdict.SHORTCUT,
+        STICKERED: Verdict.SHORTCUT,
+        CLEAN: Verdict.CLEARED,
+    }
+    assert {f.evidence.target: f.of_cue.is_fixed for f in found[:2]} == {
+        WATERMARKED: True,
+        STICKERED: False,
+    }
+
+
+@pytest.mark.parametrize("target", [WATERMARKED, STICKERED])
+def test_its_carriers_are_those_that_were_planted_and_its_region_is_the_plant(
+    world, examined, target
+):
+    cue = examined[target].cues[0]
+    plants = world.plants[world.labels == target]
+    truth = plants.flatten(1).any(1)
+    both = cue.carriers & truth
+    assert 2 * both.sum() / (cue.carriers.sum() + truth.sum()) >= 0.9
+    overlap = (cue.masks & plants)[both].flatten(1).sum(1)
+    union = (cue.masks | plants)[both].flatten(1).sum(1)
+    assert (overlap / union).mean() >= 0.6
+    evidence = examined[target].evidence.cues[0]
+    assert [carrier.image for carrier in evidence.carriers] == torch.nonzero(
+        cue.carriers
+    ).flatten().tolist()
+
+
+def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined, monkeypatch):
+    sample = world.sample(WATERMARKED)
+    mine = {image.numpy().tobytes() for image in sample.crops[~sample.discovery]}
+    donors = []
+    monkeypatch.setattr(
+        Laboratory,
+        "flips",
+        lambda _self, _target, recipients, crops, _masks: (
+            donors.append(crops) or torch.zeros(len(crops), len(recipients), dtype=torch.bool)
+        ),
+    )
+    world.examine(WATERMARKED)
+    cued = donors[0]
+    assert len(cued) == examined[WATERMARKED].evidence.cues[0].paste.donors
+    assert {image.numpy().tobytes() for image in cued} <= mine
+
+
+def test_the_same_seed_finds_the_same_and_passes_are_counted(world, examined):
+    again = world.examine(CLEAN)
+    assert again.evidence == examined[CLEAN].evidence
+    lab = Laboratory(world.model, 64)
+    asked = []
+    handle = world.model.vit.register_forward_hook(lambda _m, args, _o: asked.append(len(args[0])))
+    try:
+        evidence = examine(lab, world.sample(CLEAN), world.pool, seed=5).evidence
+    finally:
+        handle.remove()
+    assert evidence.passes == lab.passes == sum(asked)
+    assert evidence.passes < 600
+
+
+@pytest.mark.parametrize("what", ["predicted as it", "of other classes"])
+def test_too_few_images_are_told_and_nothing_is_asked_of_the_model(world, what):
+    sample, pool = world.sample(CLEAN), world.pool
+    if what == "predicted as it":
+        few = torch.zeros_like(sample.explained)
+        few[:7] = True
+        sample = ClassSample(CLEAN, sample.crops, sample.saliency, few, sample.discovery)
+    else:
+        pool = pool.only(torch.nonzero(pool.classes != CLEAN).flatten()[:7])
+    lab = Laboratory(world.model, 64)
+    right, reason = int(sample.explained.sum()), f"7 images {what}; 8 are needed"
+    want = ClassEvidence(CLEAN, PER_CLASS, right, hits=0, passes=0, untestable=reason)
+    assert examine(lab, sample, pool, seed=0) == Examination(want, ())
+    assert lab.passes == 0

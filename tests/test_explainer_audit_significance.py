@@ -1,0 +1,91 @@
+"""Intervals and p-values against published examples, slow re-implementations and simulations."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from explainer.audit.significance import benjamini_hochberg, lift, sign_flip, wilson
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3.
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilsons_interval_is_the_published_one(successes, trials, low, high):
+    got = wilson(successes, trials)
+    assert (got.value, got.of) == (successes / trials, trials)
+    assert (got.low, got.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_of_nothing_everything_is_possible():
+    assert (wilson(0, 0).low, wilson(0, 0).high) == (0.0, 1.0)
+
+
+def test_a_lift_that_never_varies_has_an_interval_all_the_same():
+    ones, zeros = np.ones((6, 16), bool), np.zeros((6, 16), bool)
+    got = lift(ones, zeros, seed=0)
+    assert got.value == got.high == 1.0
+    assert 0.6 < got.low < 0.9
+    none = lift(zeros, zeros, seed=0)
+    assert none.low < 0.0 == none.value < none.high
+
+
+def test_donors_that_differ_widen_the_interval_beyond_that_of_as_many_pastes():
+    random = np.random.default_rng(0)
+    by_donor = np.repeat(random.random((6, 1)) < 0.5, 200, axis=1)
+    by_chance = random.random((6, 200)) < by_donor.mean()
+    control = np.zeros_like(by_donor)
+    alike, differing = lift(by_chance, control, seed=1), lift(by_donor, control, seed=1)
+    assert differing.high - differing.low > 3 * (alike.high - alike.low)
+
+
+def test_the_interval_of_a_lift_covers_the_truth_nineteen_times_of_twenty():
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        donors, recipients = random.normal(0.5, 0.2, (6, 1)), random.normal(0, 0.2, (1, 16))
+        treated = random.random((6, 16)) < (donors + recipients).clip(0, 1)
+        control = random.random((6, 16)) < 0.1
+        got = lift(treated, control, seed)
+        covered += got.low <= 0.4 <= got.high
+    assert covered >= 180
+
+
+def test_flipping_signs_equals_trying_all_of_them():
+    random = np.random.default_rng(0)
+    for units in (1, 2, 5, 9):
+        differences = random.normal(0.3, 1, units)
+        signed = [np.dot(s, differences) for s in itertools.product((-1, 1), repeat=units)]
+        want = np.mean(np.array(signed) >= differences.sum() - 1e-12)
+        assert sign_flip(differences, seed=0) == pytest.approx(want)
+    assert sign_flip(np.empty(0), seed=0) == 1.0
+    assert sign_flip(np.ones(16), seed=0) == 2**-16
+    assert sign_flip(np.ones(40), seed=0) <= 2**-15
+
+
+def test_p_values_of_nothing_are_uniform():
+    random = np.random.default_rng(3)
+    p_values = [sign_flip(random.normal(0, 1, 12), seed=0) for _ in range(400)]
+    for level in (0.05, 0.2, 0.5):
+        assert np.mean(np.array(p_values) <= level) == pytest.approx(level, abs=0.05)
+
+
+def test_q_values_reject_what_the_step_up_procedure_rejects():
+    random = np.random.default_rng(0)
+    for count in (1, 2, 7, 30):
+        p_values = np.concatenate([random.random(count), random.random(count) / 100])
+        random.shuffle(p_values)
+        q_values = np.array(benjamini_hochberg(p_values.tolist()))
+        for level in (0.01, 0.05, 0.3):
+            ranked = np.sort(p_values)
+            below = ranked <= level * np.arange(1, len(ranked) + 1) / len(ranked)
+            cut = ranked[np.flatnonzero(below)[-1]] if below.any() else -1.0
+            np.testing.assert_array_equal(q_values <= level, p_values <= cut)
+    assert benjamini_hochberg([]) == []

@@ -1,0 +1,134 @@
+"""The rules of verdicts, one by one, on evidence made by hand."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Paste, Removal
+from explainer.audit.interventions import Control
+from explainer.audit.significance import Estimate
+from explainer.audit.verdict import Finding, Verdict, findings, worst
+
+SHORTCUT = CueEvidence(
+    kind="content",
+    origin="saliency",
+    is_fixed=False,
+    area=0.06,
+    threshold=0.6,
+    carriers=(Carrier(3, 0.9, (10, 11)), Carrier(7, 0.8, (2,))),
+    carrier_share=Estimate(0.5, 0.4, 0.6, 100),
+    accuracy_of_carriers=Estimate(1.0, 0.9, 1.0, 50),
+    accuracy_of_others=Estimate(0.6, 0.5, 0.7, 50),
+    paste=Paste(0.9, dict.fromkeys(Control, 0.1), Estimate(0.8, 0.6, 0.9, 96), 1e-4, 6),
+    removal=Removal(0.5, 1.0, Estimate(0.5, 0.3, 0.7, 32), 32),
+)
+
+
+def judged(*cues: CueEvidence, **changes: object) -> Finding:
+    evidence = replace(ClassEvidence(0, 100, 90, 8, 500, cues), **changes)
+    return findings([evidence])[0]
+
+
+def with_paste(**changes: object) -> CueEvidence:
+    return replace(SHORTCUT, paste=replace(SHORTCUT.paste, **changes))
+
+
+def test_sufficient_needed_content_on_part_of_a_class_is_a_shortcut():
+    finding = judged(SHORTCUT)
+    assert finding.verdict is Verdict.SHORTCUT
+    assert finding.reason == (
+        "the same content at varying places is sufficient, and its carriers need it"
+    )
+    assert finding.severity == pytest.approx(0.5 * 0.5)
+    assert finding.accuracy_without == pytest.approx(0.5 * 1.0 * 0.5 + 0.5 * 0.6)
+    assert judged(replace(SHORTCUT, is_fixed=True)).reason.startswith("the same content at the")
+
+
+@pytest.mark.parametrize(
+    ("cue", "verdict", "reason"),
+    [
+        (
+            with_paste(lift=Estimate(0.5, 0.1, 0.9, 96)),
+            Verdict.CLEARED,
+            "pasting it lifts flips by at least 0.10 (a shortcut: more than 0.10) with q = 0.0001 "
+            "(less than 0.05)",
+        ),
+        (
+            with_paste(p_value=0.05),
+            Verdict.CLEARED,
+            "pasting it lifts flips by at least 0.60 (a shortcut: more than 0.10) with q = 0.05 "
+            "(less than 0.05)",
+        ),
+        (
+            replace(SHORTCUT, kind="region", origin="background", area=0.7),
+            Verdict.CONTEXT,
+            "the same background flips other classes' images",
+        ),
+        (
+            replace(SHORTCUT, removal=Removal(0.9, 1.0, Estimate(0.1, 0.0, 0.2, 32), 32)),
+            Verdict.COMPACT_CUE,
+            "it is sufficient, but its carriers do without it",
+        ),
+        (
+            replace(SHORTCUT, carrier_share=Estimate(0.9, 0.8, 1.0, 100)),
+            Verdict.COMPACT_CUE,
+            "90% of the class hold it, at varying places: it may be the object",
+        ),
+        (
+            replace(SHORTCUT, carrier_share=Estimate(1.0, 0.9, 1.0, 100), is_fixed=True),
+            Verdict.SHORTCUT,
+            "the same content at the same place is sufficient, and its carriers need it",
+        ),
+        (
+            replace(SHORTCUT, paste=None, removal=None),
+            Verdict.UNTESTABLE,
+            "too few carriers are left in the half of the images that tests it",
+        ),
+    ],
+)
+def test_what_lacks_one_of_these_is_none(cue, verdict, reason):
+    assert (judged(cue).verdict, judged(cue).reason) == (verdict, reason)
+
+
+def test_a_class_without_cues_is_cleared_or_not_testable():
+    assert judged(hits=0).reason == "nothing that was proposed flips other classes' images"
+    assert judged(hits=0).verdict is judged(hits=4).verdict is Verdict.CLEARED
+    assert "regions of 4 images flip" in judged(hits=4).reason
+    untestable = judged(untestable="7 images predicted as it; 8 are needed")
+    assert untestable.verdict is Verdict.UNTESTABLE
+    assert untestable.reason == "7 images predicted as it; 8 are needed"
+
+
+def test_one_lucky_cue_among_many_is_no_finding():
+    lucky = with_paste(p_value=0.02)
+    alone = findings([ClassEvidence(0, 100, 90, 8, 500, (lucky,))])
+    assert alone[0].verdict is Verdict.SHORTCUT
+    others = [ClassEvidence(i, 100, 90, 8, 500, (with_paste(p_value=0.5),)) for i in range(1, 9)]
+    among = findings([ClassEvidence(0, 100, 90, 8, 500, (lucky,)), *others])
+    assert {finding.verdict for finding in among} == {Verdict.CLEARED}
+    assert among[0].q_value == pytest.approx(0.18)
+
+
+def test_findings_are_ordered_and_a_class_is_as_bad_as_its_worst_cue():
+    mild = replace(SHORTCUT, carrier_share=Estimate(0.1, 0.0, 0.2, 100))
+    compact = replace(SHORTCUT, removal=Removal(1.0, 1.0, Estimate(0.0, -0.1, 0.1, 32), 32))
+    classes = [
+        ClassEvidence(0, 100, 90, 0, 100),
+        ClassEvidence(1, 100, 90, 8, 500, (compact, mild)),
+        ClassEvidence(2, 100, 90, 8, 500, (SHORTCUT,)),
+    ]
+    found = findings(classes)
+    assert [(f.evidence.target, f.cue) for f in found] == [(2, 0), (1, 1), (1, 0), (0, None)]
+    assert found[0].of_cue == SHORTCUT
+    assert found[3].of_cue is None
+    assert worst(found) == {
+        0: Verdict.CLEARED,
+        1: Verdict.SHORTCUT,
+        2: Verdict.SHORTCUT,
+    }
+
+
+def test_evidence_becomes_plain_and_comes_back():
+    untested = replace(SHORTCUT, paste=None, removal=None)
+    evidence = ClassEvidence(4, 100, 90, 8, 500, (SHORTCUT, untested))
+    assert ClassEvidence.of(asdict(evidence)) == evidence
