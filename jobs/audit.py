@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from explainer.classes import ClassNames
 from jobs import findings
 from jobs.audit_plan import ClassImages, Recipients, candidates, class_images, recipients
 from jobs.audit_replica import AuditReplica
@@ -80,22 +81,22 @@ def audit(config: AuditConfig, console: Console) -> Outcome:
     FingerprintMismatch where its images or its model have changed since; RunHeld.
     """
     subject = read_subject(config)
-    plan = _plan(config, subject)
+    found = candidates(subject.run, config.images, config.seed)
+    plan = Plan(class_images(found), recipients(found))
+    chosen = _chosen(config, plan, subject.prepared.model.class_names)
     audited = open_or_create_audit(subject.run, _identity(config, subject))
     tell = partial(console.print, markup=False)
     with Lease(audited.run.root).held(config.take_over, tell) as lease:
         attempt = Attempt(lease)
-        todo = plan.only(plan.targets - audited.committed())
-        tell(
-            f"auditing {len(plan.classes)} classes, {len(todo.classes)} of them are to be examined"
-        )
+        todo = plan.only(chosen - audited.committed())
+        tell(f"{len(chosen)} classes, of which {len(todo.classes)} are to be examined")
         if todo.classes:
             examine_classes(config, subject, audited, todo, attempt, console)
-        tested = plan.only(audited.committed())
-        report = findings.write(audited, subject.prepared.model, tested.targets)
+        # All that are examined, by this command or not: q-values are over the whole audit.
+        examined = audited.committed() & plan.targets
+        report = findings.write(audited, subject.prepared.model, examined).only(chosen)
         lease.check()
-    untested = plan.targets - tested.targets
-    code = findings.tell(console, audited, report, config, attempt, untested)
+    code = findings.tell(console, audited, report, config, attempt, chosen - examined)
     return Outcome(code, report)
 
 
@@ -138,19 +139,17 @@ def _explained_by(config: AuditConfig, stored: Mapping[str, Any]) -> ExplainConf
     )
 
 
-def _plan(config: AuditConfig, subject: Subject) -> Plan:
-    found = candidates(subject.run, config.images, config.seed)
-    plan = Plan(class_images(found), recipients(found))
+def _chosen(config: AuditConfig, plan: Plan, names: ClassNames) -> set[int]:
+    """The classes that are asked for. Raises ConfigurationError for one without images."""
     if config.classes is None:
-        return plan
-    names = config.classes.split(",")
-    indices = {name: subject.prepared.model.class_names.index(name) for name in names}
+        return plan.targets
+    indices = {name: names.index(name) for name in config.classes.split(",")}
     unknown = [name for name, index in indices.items() if index not in plan.targets]
     if unknown:
         raise ConfigurationError(
             [f"--classes: {', '.join(unknown)} is no class of the run's images"]
         )
-    return plan.only({index for index in indices.values() if index is not None})
+    return {index for index in indices.values() if index is not None}
 
 
 def _identity(config: AuditConfig, subject: Subject) -> dict[str, Any]:

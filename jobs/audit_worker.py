@@ -15,6 +15,7 @@ from torch import Tensor
 from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.screen import ClassSample
+from explainer.audit.statistics import ClassStatistics, class_statistics
 from jobs.audit_pictures import png
 from jobs.audit_plan import ClassImages, Recipients
 from jobs.loader import Batch
@@ -24,6 +25,12 @@ from storage import schema
 from storage.audits import Audit
 from storage.runs import Run
 
+COLUMNS_OF_PROPERTIES = (
+    "width", "height", "bytes", "has_exif", "jpeg_quality",
+    "mean_r", "mean_g", "mean_b", "contrast", "sharpness",
+)  # fmt: skip
+LEAST_MAPS = 2
+PROPERTIES = (*COLUMNS_OF_PROPERTIES, "aspect")
 Load = Callable[[Sequence[pa.Table]], Iterator[Batch]]
 
 
@@ -40,6 +47,22 @@ class AuditJob(Job):
     classes: Sequence[ClassImages]
     recipients: Recipients
     seed: int
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What a run knows of some images: maps, and numbers that describe the files."""
+
+    maps: NDArray[np.float32]
+    properties: Mapping[str, NDArray[np.float64]]
+
+
+def properties_of(part: pa.Table) -> dict[str, NDArray[np.float64]]:
+    """PROPERTIES of the rows of a part; NaN where an image has none."""
+    columns = [part[name].cast(pa.float64()) for name in COLUMNS_OF_PROPERTIES]
+    numbers = [pc.fill_null(column, float("nan")).to_numpy() for column in columns]
+    found = dict(zip(COLUMNS_OF_PROPERTIES, numbers, strict=True))
+    return found | {"aspect": found["width"] / found["height"]}
 
 
 class AuditWorker:
@@ -66,7 +89,11 @@ class AuditWorker:
         strangers = others.crops[others.classes != images.target]
         for number, cue in enumerate(examination.cues):
             self.audit.picture(images.target, number).replace(png(sample, cue, strangers))
-        plain = asdict(examination.evidence) | {"rows": rows.tolist()}
+        statistics = self._statistics(images)
+        plain = asdict(examination.evidence) | {
+            "rows": rows.tolist(),
+            "statistics": None if statistics is None else asdict(statistics),
+        }
         created = self.audit.publish(images.target, plain)
         seconds = {"compute": time.perf_counter() - started}
         return ShardReport(shard, created, {"ok": shard.rows}, seconds)
@@ -83,14 +110,34 @@ class AuditWorker:
         wanted = [i for i in range(shard.start, shard.stop) if i not in skipped]
         crops, loaded = self._crops(images.rows[wanted])
         chosen = np.asarray(wanted)[loaded]
+        targets = np.full(len(chosen), images.target)
         sample = ClassSample(
             target=images.target,
             crops=crops,
-            saliency=self._saliency(images.rows[chosen], images.target),
+            saliency=torch.from_numpy(self._explained(images.rows[chosen], targets).maps),
             explained=torch.from_numpy(images.explained[chosen]),
             discovery=torch.from_numpy(images.discovery[chosen]),
         )
         return sample, images.rows[chosen]
+
+    def _statistics(self, images: ClassImages) -> ClassStatistics | None:
+        """The class beside the recipients of other classes; None where either has too few maps."""
+        rows = images.rows[images.explained]
+        strangers = self.job.recipients.classes != images.target
+        if min(len(rows), int(strangers.sum())) < LEAST_MAPS:
+            return None
+        mine = self._explained(rows, np.full(len(rows), images.target))
+        others = self._explained_recipients
+        both = {
+            name: (values, others.properties[name][strangers])
+            for name, values in mine.properties.items()
+        }
+        seed = self.job.seed + images.target
+        return class_statistics(mine.maps, others.maps[strangers], both, seed)
+
+    @cached_property
+    def _explained_recipients(self) -> Explained:
+        return self._explained(self.job.recipients.rows, self.job.recipients.classes)
 
     @cached_property
     def recipients(self) -> Images:
@@ -116,19 +163,23 @@ class AuditWorker:
             table = self.job.rows.read(shard.start, shard.stop)
             yield table.take(pa.array(inside - shard.start))
 
-    def _saliency(self, rows: NDArray[np.int64], target: int) -> Tensor:
-        """Maps of the class, zeros where an image has none."""
+    def _explained(self, rows: NDArray[np.int64], targets: NDArray[np.int64]) -> Explained:
+        """What the run knows of images, each explained as a class; zeros where it has no map."""
         grid = self.job.model.grid
         maps = np.zeros((len(rows), *grid), np.float32)
+        numbers = {name: np.full(len(rows), np.nan) for name in PROPERTIES}
         for shard, inside in self._by_shard(rows):
-            part = self.job.audited.read_part(shard.index, ["row", "target", "saliency"])
-            of_class = pc.and_(
-                pc.equal(part["target"], target), pc.is_in(part["row"], pa.array(inside))
-            )
-            mine = part.filter(of_class)
+            wanted = ["row", "target", "saliency", *COLUMNS_OF_PROPERTIES]
+            part = self.job.audited.read_part(shard.index, wanted)
+            part = part.filter(pc.is_in(part["row"], pa.array(inside)))
+            places = np.searchsorted(rows, part["row"].to_numpy())
+            for name, values in properties_of(part).items():
+                numbers[name][places] = values
+            of_target = pc.equal(part["target"], pa.array(targets[places]))
+            mine = part.filter(of_target)
             places = np.searchsorted(rows, mine["row"].to_numpy())
             maps[places] = schema.maps_to_numpy(mine["saliency"], grid)
-        return torch.from_numpy(maps)
+        return Explained(maps, numbers)
 
     def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
         starts = [shard.start for shard in self.job.shards]

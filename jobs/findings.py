@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +12,13 @@ from rich.text import Text
 
 from explainer import VitClassifier
 from explainer.audit.evidence import ClassEvidence, CueEvidence
+from explainer.audit.statistics import MapSummary
 from explainer.audit.verdict import Finding, Verdict, findings, worst
 from explainer.classes import ClassNames
+from jobs.audit_worker import PROPERTIES
 from jobs.config import AuditConfig, Exit
 from jobs.summary import Attempt, now
-from storage import schema
+from storage import audit_schema, schema
 from storage.audits import Audit, encode
 
 # What this audit cannot see, whatever it finds; docs/audit.md says more.
@@ -28,18 +30,35 @@ BLIND_SPOTS = (
     "classes that share a cue, where pasting it does not make one of them",
 )
 MOST_TOLD = 20
+# How far from one half the AUC of a property is that nearly tells a class from all others.
+ODD = 0.45
+OF_MAPS = tuple(field.name for field in fields(MapSummary))
 TOLD = (Verdict.SHORTCUT, Verdict.COMPACT_CUE, Verdict.CONTEXT)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings, severest first, the worst of each class, and the classes' names."""
+    """The findings, severest first, the worst of each class, and the classes' names.
+
+    `odd` are each class's properties of files that nearly tell it from all others, and their AUC.
+    """
 
     findings: list[Finding]
     of_class: Mapping[int, Verdict]
     names: ClassNames
+    odd: Mapping[int, list[tuple[str, float]]]
+
+    def only(self, targets: set[int]) -> "Report":
+        """What is said of some of the classes."""
+        return Report(
+            [finding for finding in self.findings if finding.evidence.target in targets],
+            {target: verdict for target, verdict in self.of_class.items() if target in targets},
+            self.names,
+            {target: odd for target, odd in self.odd.items() if target in targets},
+        )
 
     def name(self, target: int) -> str:
+        """A class's name."""
         return self.names.names[target]
 
     @property
@@ -52,11 +71,17 @@ def write(audit: Audit, model: VitClassifier, targets: set[int]) -> Report:
     """Judge the classes whose evidence is there, and write the tables in place of those before."""
     stored = {target: audit.read(target) for target in sorted(targets)}
     rows_of = {target: plain.pop("rows") for target, plain in stored.items()}
+    statistics = {target: plain.pop("statistics") for target, plain in stored.items()}
     found = findings([ClassEvidence.of(plain) for plain in stored.values()])
-    report, grid = Report(found, worst(found), model.class_names), model.grid
+    odd = {
+        target: [(name, auc) for name, auc in of["properties"].items() if abs(auc - 0.5) >= ODD]
+        for target, of in statistics.items()
+        if of is not None
+    }
+    report, grid = Report(found, worst(found), model.class_names, odd), model.grid
     plain = [_row(report, finding) for finding in found]
     metadata = {"audit": audit.run.id}
-    table = pa.Table.from_pylist(plain, schema=schema.findings())
+    table = pa.Table.from_pylist(plain, schema=audit_schema.findings())
     audit.findings.replace(schema.encode_parquet(table, metadata))
     audit.findings_json.replace(
         encode(
@@ -64,14 +89,36 @@ def write(audit: Audit, model: VitClassifier, targets: set[int]) -> Report:
                 "audit": audit.run.id,
                 "classes": {str(verdict): count for verdict, count in report.counts.items()},
                 "findings": plain,
+                "odd_properties": {report.name(t): dict(of) for t, of in odd.items() if of},
                 "cannot_see": BLIND_SPOTS,
             }
         )
     )
     held = _carriers(found, rows_of, grid[0] * grid[1])
-    carriers = pa.Table.from_pylist(held, schema=schema.carriers(grid))
+    carriers = pa.Table.from_pylist(held, schema=audit_schema.carriers(grid))
     audit.carriers.replace(schema.encode_parquet(carriers, metadata))
+    described = pa.Table.from_pylist(
+        [
+            _statistics(model.class_names, target, of)
+            for target, of in statistics.items()
+            if of is not None
+        ],
+        schema=audit_schema.statistics(OF_MAPS, PROPERTIES),
+    )
+    audit.statistics.replace(schema.encode_parquet(described, metadata))
     return report
+
+
+def _statistics(names: ClassNames, target: int, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of statistics.parquet, from what dataclasses.asdict made of ClassStatistics."""
+    return {
+        "target": target,
+        "target_name": names.names[target],
+        **{name: plain[name] for name in ("largest_z", "largest_cell", "p_value")},
+        **plain["of_class"],
+        **{f"{name}_of_others": value for name, value in plain["of_others"].items()},
+        **{f"auc_{name}": value for name, value in plain["properties"].items()},
+    }
 
 
 def _row(report: Report, finding: Finding) -> dict[str, Any]:
@@ -144,6 +191,7 @@ def tell(
     _tell_findings(console, report)
     counts = ", ".join(f"{report.counts[v]} {v}" for v in Verdict if report.counts[v])
     console.print(f"{len(report.of_class)} classes: {counts or 'none'}", markup=False)
+    _tell_odd(console, report)
     console.print(f"findings, evidence and carriers: {audit.run.root.shown}", markup=False)
     if attempt.problem is not None:
         console.print(attempt.problem, markup=False)
@@ -178,6 +226,17 @@ def _exit_code(report: Report, config: AuditConfig, attempt: Attempt, untested: 
         return Exit.INCOMPLETE if untested else Exit.COMPLETE
     unknown = bool(untested) or report.counts[Verdict.UNTESTABLE] > 0
     return Exit.INCOMPLETE if unknown and not config.allow_untested else Exit.COMPLETE
+
+
+def _tell_odd(console: Console, report: Report) -> None:
+    """Properties of files that nearly tell a class; nothing was pasted or removed for them."""
+    odd = {target: of for target, of in report.odd.items() if of}
+    for target, of in list(odd.items())[:MOST_TOLD]:
+        told = ", ".join(f"{name} ({auc:.2f})" for name, auc in of)
+        console.print(
+            f"{report.name(target)}: files differ from all others' in {told}; untested",
+            markup=False,
+        )
 
 
 def _tell_findings(console: Console, report: Report) -> None:

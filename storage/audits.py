@@ -4,7 +4,7 @@ run.json                              what the audit is; created once, never cha
 classes/00000042.json                 the evidence on a class; its presence is the commit
 evidence/<class>-<cue>.png            what the evidence looks like
 breadcrumbs/<n>.json                  which images were in hand, once a class has killed
-findings.parquet  findings.json  carriers.parquet  summary.json
+findings.parquet  findings.json  carriers.parquet  statistics.parquet  summary.json
 """
 
 import json
@@ -25,6 +25,7 @@ class Audit:
         self.run = run
         self.findings = run.root.child("findings.parquet")
         self.findings_json = run.root.child("findings.json")
+        self.statistics = run.root.child("statistics.parquet")
         self.carriers = run.root.child("carriers.parquet")
 
     def committed(self) -> set[int]:

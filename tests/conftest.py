@@ -318,3 +318,26 @@ def finished(
     code, told = run_job(small_config)
     assert code is Exit.COMPLETE, told
     return small_config
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A whole `saliency demo`: where, its exit code and what it told."""
+
+    out: str
+    images: int
+    code: Exit
+    told: str
+
+
+@pytest.fixture(scope="session")
+def demonstration(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Demonstration:
+    """The demo as users run it, on the cluster of the tests; they leave its run as it is."""
+    from jobs.demo import demo
+
+    images, out = 480, str(tmp_path_factory.mktemp("demonstration") / "demo")
+    console = Console(file=io.StringIO(), width=120)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", ray_address)
+        code = demo(out, images, None, console)
+    return Demonstration(out, images, code, console.file.getvalue())

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,6 @@ from storage.runs import open_run
 from storage.schema import grid_of
 
 CARRIERS = 40
-IMAGES = 80
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +61,9 @@ def run_demo(out: str, images: int, storage: str | None = None) -> tuple[Exit, s
     return code, console.file.getvalue()
 
 
-def test_the_demo_writes_a_run_whose_heatmap_shows_the_watermark(
-    ray_address, monkeypatch, tmp_path
-):
-    monkeypatch.setenv("RAY_ADDRESS", ray_address)
-    out = str(tmp_path / "demo")
-    code, told = run_demo(out, IMAGES)
-    assert code is Exit.COMPLETE, told
+def test_the_demo_writes_a_run_whose_heatmap_shows_the_watermark(demonstration):
+    out, told = demonstration.out, demonstration.told
+    assert demonstration.code is Exit.COMPLETE, told
     for line in ("run.json", "summary.json", "manifest.parquet", "class_heatmaps.parquet"):
         assert (Path(out) / line).is_file()
     assert f"{pictures.WATERMARKED} (watermarked)" in told
@@ -75,7 +71,7 @@ def test_the_demo_writes_a_run_whose_heatmap_shows_the_watermark(
     assert "time of replicas" in told
 
     stored = open_run(Location(out))
-    assert stored.read_summary()["statuses"] == {"ok": IMAGES}
+    assert stored.read_summary()["statuses"] == {"ok": demonstration.images}
     assert stored.read_summary()["labels_unknown"] == 0
     table = stored.read_class_heatmaps()
     grid = grid_of(table.schema)
@@ -91,7 +87,24 @@ def test_the_demo_writes_a_run_whose_heatmap_shows_the_watermark(
     assert plant.top // cell <= hottest[0] <= (plant.top + plant.height - 1) // cell
     assert plant.left // cell <= hottest[1] <= (plant.left + plant.width - 1) // cell
 
-    assert run_demo(out, IMAGES)[1].count("this run is finished; nothing to do") == 1
+
+def test_the_demos_audit_finds_what_was_planted_and_accuses_nobody(demonstration):
+    *_, summary, first, second = demonstration.told.splitlines()
+    assert summary == "planted 2, found 2, false alarms 0"
+    lines = " control\n".join((first, second, ""))
+    pattern = r"  (\w+): pasted into other .* flips (\d+)% \[(\d+)%, (\d+)%\] more of them than any"
+    found = {name: [int(n) for n in numbers] for name, *numbers in re.findall(pattern, lines)}
+    assert set(found) == {pictures.WATERMARKED, pictures.STICKERED}
+    for lift, low, high in found.values():
+        assert 10 < low < lift < high
+
+
+def test_the_demo_done_again_says_so(demonstration, ray_address, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
+    told = run_demo(demonstration.out, demonstration.images)[1]
+    assert told.count("this run is finished; nothing to do") == 1
+    assert "8 classes, of which 0 are to be examined" in told
+    assert told.splitlines()[-3:] == demonstration.told.splitlines()[-3:]
 
 
 def test_the_demo_writes_to_s3_too(ray_address, monkeypatch, s3, tmp_path):

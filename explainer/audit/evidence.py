@@ -31,6 +31,12 @@ class Paste:
     p_value: float
     donors: int
 
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Paste":
+        """From what dataclasses.asdict made of one, through JSON or not."""
+        controls = {Control(name): flips for name, flips in plain["controls"].items()}
+        return cls(**{**plain, "controls": controls, "lift": Estimate(**plain["lift"])})
+
 
 @dataclass(frozen=True)
 class Removal:
@@ -76,7 +82,7 @@ class CueEvidence:
             "carriers": tuple(
                 Carrier(c["image"], c["likeness"], tuple(c["cells"])) for c in plain["carriers"]
             ),
-            "paste": paste and Paste(**{**paste, "lift": Estimate(**paste["lift"])}),
+            "paste": paste and Paste.of(paste),
             "removal": removal and Removal(**{**removal, "drop": Estimate(**removal["drop"])}),
         }
         return cls(**{**plain, **read})

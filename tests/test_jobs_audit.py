@@ -1,0 +1,200 @@
+"""Whole audits of small runs: they resume, refuse what is not finished, and exit as they should."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from explainer.audit.verdict import Verdict
+from jobs import pictures
+from jobs.audit import Outcome, audit
+from jobs.config import (
+    AuditConfig,
+    ConfigurationError,
+    ExecutionConfig,
+    Exit,
+    ExplainConfig,
+    InputConfig,
+    ModelConfig,
+)
+from jobs.demo import ARCHITECTURE, MODEL, write_pictures
+from storage.lease import Lease, RunHeld
+from storage.locations import Location
+from storage.runs import FingerprintMismatch
+
+
+def run_audit(config: AuditConfig) -> tuple[Outcome, str]:
+    console = Console(file=io.StringIO(), width=200)
+    outcome = audit(config, console)
+    return outcome, console.file.getvalue()
+
+
+def folder_of(config: AuditConfig) -> Path:
+    (folder,) = (Path(config.run) / "audit").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(demonstration: Any, ray_address: str) -> AuditConfig:
+    """The demo's audit of a watermarked and of a clean class, which is done."""
+    return AuditConfig(
+        run=demonstration.out,
+        classes=f"{pictures.WATERMARKED},star",
+        address=ray_address,
+        replicas=1,
+    )
+
+
+def test_the_watermark_is_found_and_all_that_is_written_agrees(config):
+    outcome, told = run_audit(config)
+    folder = folder_of(config)
+    verdicts = {outcome.report.name(t): v for t, v in outcome.report.of_class.items()}
+    assert verdicts == {pictures.WATERMARKED: Verdict.SHORTCUT, "star": Verdict.CLEARED}
+    assert outcome.code is Exit.COMPLETE
+    assert "2 classes: 1 shortcut, 1 cleared" in told
+    rows = pq.read_table(folder / "findings.parquet").to_pylist()
+    stored = json.loads((folder / "findings.json").read_text())
+    assert {row["target_name"] for row in rows} == set(pictures.CLASS_NAMES)  # by the demo
+    assert [row["verdict"] for row in rows].count("shortcut") == 2
+    assert [{k: v for k, v in row.items() if v is not None} for row in rows] == [
+        {k: v for k, v in row.items() if v is not None} for row in stored["findings"]
+    ]
+    assert any("tint" in line for line in stored["cannot_see"])
+    carriers = pq.read_table(folder / "carriers.parquet").to_pylist()
+    parts = pq.read_table(Path(config.run) / "explanations").to_pylist()
+    seeds = {row["row"]: int(Path(row["uri"]).stem) for row in parts}
+    (mine,) = [
+        row
+        for row in rows
+        if row["target_name"] == pictures.WATERMARKED and row["verdict"] == "shortcut"
+    ]
+    carriers = [
+        row for row in carriers if (row["target"], row["cue"]) == (mine["target"], mine["cue"])
+    ]
+    held = {seeds[row["row"]] for row in carriers}
+    truth = {seed for seed in range(60) if pictures.draw(pictures.WATERMARKED, seed).plant}
+    assert 2 * len(held & truth) / (len(held) + len(truth)) >= 0.9
+    assert len(carriers) == mine["carriers"]
+    classes = pq.read_table(folder / "statistics.parquet").to_pylist()
+    assert {row["target_name"] for row in classes} == set(pictures.CLASS_NAMES)
+    picture = folder / "evidence" / f"{mine['target']:05d}-{mine['cue']}.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_audit_resumes_and_a_class_done_again_has_the_same_bytes(config):
+    run_audit(config)
+    evidence = {path.name: path.read_bytes() for path in (folder_of(config) / "classes").iterdir()}
+    findings = (folder_of(config) / "findings.parquet").read_bytes()
+    assert len(evidence) == len(pictures.CLASS_NAMES)
+    watermarked = f"{pictures.CLASS_NAMES.index(pictures.WATERMARKED):08d}.json"
+    (folder_of(config) / "classes" / watermarked).unlink()
+    _, told = run_audit(config)
+    assert "2 classes, of which 1 are to be examined" in told
+    again = {path.name: path.read_bytes() for path in (folder_of(config) / "classes").iterdir()}
+    assert again == evidence
+    assert (folder_of(config) / "findings.parquet").read_bytes() == findings
+    _, told = run_audit(config)
+    assert "2 classes, of which 0 are to be examined" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"fail_on": "shortcut"}, Exit.FINDINGS),
+        ({"fail_on": "shortcut", "classes": "star"}, Exit.COMPLETE),
+        ({"budget": 1e-9, "seed": 1}, Exit.INCOMPLETE),
+        ({"budget": 1e-9, "seed": 1, "fail_on": "shortcut"}, Exit.INCOMPLETE),
+        ({"budget": 1e-9, "seed": 1, "fail_on": "shortcut", "allow_untested": True}, Exit.COMPLETE),
+    ],
+)
+def test_exit_codes_say_what_was_found_and_what_was_not_tested(config, changes, code):
+    outcome, told = run_audit(replace(config, **changes))
+    assert outcome.code is code, told
+    if "budget" in changes:
+        assert "2 classes are not yet examined; the same command does the rest" in told
+
+
+def test_classes_that_cannot_be_tested_pass_only_where_they_are_allowed_to(finished):
+    config = AuditConfig(finished.out, address=finished.execution.address, replicas=1)
+    config = replace(config, images=10)  # five of a half
+    outcome, told = run_audit(config)
+    assert outcome.code is Exit.COMPLETE
+    assert "not testable" in told
+    strict = replace(config, fail_on="shortcut")
+    assert run_audit(strict)[0].code is Exit.INCOMPLETE
+    assert run_audit(replace(strict, allow_untested=True))[0].code is Exit.COMPLETE
+
+
+def test_what_is_no_finished_run_is_refused(config, finished, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"RUN: .* holds no run \(no run.json\)"):
+        run_audit(replace(config, run=str(tmp_path)))
+    for name in ("run.json", "summary.json"):
+        data = json.loads((Path(finished.out) / name).read_text())
+        (tmp_path / name).write_text(json.dumps(data | {"state": "incomplete"}))
+    with pytest.raises(ConfigurationError, match=r"is explained; .* is incomplete: let"):
+        run_audit(replace(config, run=str(tmp_path)))
+    (tmp_path / "summary.json").unlink()
+    with pytest.raises(ConfigurationError, match="is not begun: let `saliency explain` end first"):
+        run_audit(replace(config, run=str(tmp_path)))
+
+
+def test_images_that_have_changed_are_another_run(config):
+    extra = Path(config.run) / "pictures" / "star" / "99999.jpg"
+    extra.write_bytes((extra.parent / "00000.jpg").read_bytes())
+    try:
+        with pytest.raises(FingerprintMismatch, match="manifest: run has "):
+            run_audit(config)
+    finally:
+        extra.unlink()
+
+
+def test_all_that_is_wrong_is_told_at_once(config):
+    wrong = replace(config, images=1, replicas=0, seed=-1, budget=-2.0)
+    with pytest.raises(ConfigurationError) as error:
+        run_audit(wrong)
+    assert error.value.problems == [
+        "--images must be at least 2; got 1",
+        "--replicas must be at least 1; got 0",
+        "--seed must be at least 0; got -1",
+        "--budget is in minutes, more than 0; got -2",
+    ]
+    with pytest.raises(ConfigurationError, match="--classes: cow is no class of the run's images"):
+        run_audit(replace(config, classes="star,cow"))
+
+
+def test_one_driver_at_a_time_holds_an_audit(config):
+    root = Location(str(folder_of(config)))
+    with (
+        Lease(root).held(False, lambda _: None),
+        pytest.raises(RunHeld, match="which is alive"),
+    ):
+        run_audit(config)
+
+
+def test_runs_and_images_in_s3_are_audited_alike(
+    config, demonstration, run_job, s3, tmp_path
+) -> None:
+    options = tmp_path / "storage.json"
+    options.write_text(json.dumps(s3.options))
+    storage: dict[str, Any] = {"output_storage": str(options)}
+    write_pictures(s3.location("pictures"), demonstration.images)
+    explained = ExplainConfig(
+        model=ModelConfig(ARCHITECTURE, checkpoint=str(MODEL)),
+        out=s3.url("run"),
+        input=InputConfig(images=s3.url("pictures"), storage=str(options)),
+        execution=ExecutionConfig(address=config.address, replicas=1),
+        **storage,
+    )
+    assert run_job(explained)[0] is Exit.COMPLETE
+    storage |= {"input_storage": str(options)}
+    outcome, told = run_audit(replace(config, run=explained.out, **storage))
+    assert outcome.code is Exit.COMPLETE, told
+    here, _ = run_audit(config)
+    assert [f.evidence for f in outcome.report.findings] == [
+        f.evidence for f in here.report.findings
+    ]
