@@ -42,9 +42,16 @@ from explainer.audit.evidence import CueEvidence
 from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.screen import ClassSample
-from explainer.audit.verdict import Finding, findings
+from explainer.audit.verdict import Finding, findings, worst
 from explainer.checkpoints import read_checkpoint
-from jobs.audit_plan import Candidates, ClassImages, class_images, random_order, recipients
+from jobs.audit_plan import (
+    Candidates,
+    ClassImages,
+    Recipients,
+    class_images,
+    random_order,
+    recipients,
+)
 
 RATES = (0.05, 0.1, 0.25, 0.5, 1.0)
 PLANTS = 8
@@ -204,6 +211,10 @@ class Dataset:
         labels = torch.arange(len(CLASSES)).repeat_interleave(TEST_PER_CLASS)
         return cls(pixels_of(samples), labels, covered)
 
+    def only(self, recipients: Recipients) -> Images:
+        """Some of the pictures."""
+        return Images(self.crops[recipients.rows], torch.from_numpy(recipients.classes))
+
 
 def audit_model(folder: Path, number: int) -> None:
     """Audit a model as jobs/audit.py does, and note what there is to compare, class by class."""
@@ -213,17 +224,17 @@ def audit_model(folder: Path, number: int) -> None:
     explained = [explain(model, part) for part in data.crops.split(BATCH)]
     saliency = torch.cat([each.saliency[:, 0] for each in explained])
     predictions = torch.cat([each.logits.argmax(-1) for each in explained])
-    rows = np.arange(len(data.labels))
-    found = Candidates(
-        rows, data.labels.numpy(), (predictions == data.labels).numpy(), random_order(rows, 0)
-    )
-    chosen = recipients(found)
-    pool = Images(data.crops[chosen.rows], torch.from_numpy(chosen.classes))
+    rows, labels = np.arange(len(data.labels)), data.labels.numpy()
+    guessed = predictions.numpy()
+    found = Candidates(rows, labels, guessed, guessed == labels, random_order(rows, 0))
+    pool = data.only(recipients(found))
     lab = Laboratory(model, BATCH)
     examinations, seconds = [], []
     for images in class_images(found):
         started = time.monotonic()
-        examinations.append(examine(lab, sample_of(data, saliency, images), pool, images.target))
+        sample = sample_of(data, saliency, images)
+        rivals = data.only(images.rivals)
+        examinations.append(examine(lab, sample, pool, rivals, images.target))
         seconds.append(time.monotonic() - started)
     judged = findings([each.evidence for each in examinations])
     lines = [
@@ -259,7 +270,7 @@ def compared(examination: Examination, judged: list[Finding], data: Dataset) -> 
     mine = data.planted[data.labels == evidence.target].flatten(1)
     return {
         "target": evidence.target,
-        "verdict": str(judged[0].verdict),
+        "verdict": str(worst(judged)[evidence.target]),
         "severity": judged[0].severity,
         "cues": [compared_cue(each, cue, mine) for each in judged if (cue := each.of_cue)],
     } | {name: getattr(evidence, name) for name in ("hits", "passes", "explained")}

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from explainer.classes import ClassNames
-from jobs import findings
+from jobs import audit_told, findings
 from jobs.audit_plan import ClassImages, Recipients, candidates, class_images, recipients
 from jobs.audit_replica import AuditReplica
 from jobs.audit_worker import AuditJob
@@ -94,10 +94,11 @@ def audit(config: AuditConfig, console: Console) -> Outcome:
             examine_classes(config, subject, audited, todo, attempt, console)
         # All that are examined, by this command or not: q-values are over the whole audit.
         examined = audited.committed() & plan.targets
-        report = findings.write(audited, subject.prepared.model, examined).only(chosen)
+        report = findings.judge(audited, subject.prepared.model.class_names, examined)
+        findings.write(audited, report, subject.prepared.model.grid)
         lease.check()
-    code = findings.tell(console, audited, report, config, attempt, chosen - examined)
-    return Outcome(code, report)
+    mine, missing = report.only(chosen), chosen - examined
+    return Outcome(audit_told.tell(console, audited, mine, config, attempt, missing), mine)
 
 
 def read_subject(config: AuditConfig) -> Subject:

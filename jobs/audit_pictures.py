@@ -21,7 +21,8 @@ def png(sample: ClassSample, cue: Cue, recipients: Tensor) -> bytes:
     """A PNG of three rows: carriers, the cue outlined; without it; `recipients` with it pasted."""
     carriers = torch.nonzero(cue.carriers).flatten()[:COLUMNS]
     crops, masks = sample.crops[carriers], cue.masks[carriers]
-    pasted = torch.where(masks[:, None], crops, recipients[: len(carriers)])
+    spread = torch.linspace(0, len(recipients) - 1, len(carriers)).long()
+    pasted = torch.where(masks[:, None], crops, recipients[spread])
     rows = [
         (
             "carriers, the cue outlined",

@@ -15,6 +15,8 @@ COLUMNS = ("row", "status", "label", "predicted", "target")
 READERS = 16
 # Images of other classes that cues are pasted into, spread evenly over the classes.
 POOL = 128
+# Of the classes that a class is mistaken for, the first so many, and so many of their images.
+RIVAL_CLASSES, RIVALS = 3, 24
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,14 @@ class ClassImages:
     """A class's sampled images, as rows of the manifest in rising order.
 
     `explained`: those that are predicted as the class, and have a map of it. `discovery`: the half
-    in which cues are looked for.
+    in which cues are looked for. `rivals`: images of the classes that it is mistaken for.
     """
 
     target: int
     rows: NDArray[np.int64]
     explained: NDArray[np.bool_]
     discovery: NDArray[np.bool_]
+    rivals: "Recipients"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Candidates:
 
     rows: NDArray[np.int64]
     classes: NDArray[np.int64]
+    predicted: NDArray[np.int64]
     explained: NDArray[np.bool_]
     order: NDArray[np.uint64]
 
@@ -58,6 +62,7 @@ class Candidates:
         return cls(
             np.concatenate([part.rows for part in every]),
             np.concatenate([part.classes for part in every]),
+            np.concatenate([part.predicted for part in every]),
             np.concatenate([part.explained for part in every]),
             np.concatenate([part.order for part in every]),
         )
@@ -65,7 +70,11 @@ class Candidates:
     def only(self, chosen: NDArray[np.int64] | NDArray[np.bool_]) -> "Candidates":
         """Some of them."""
         return Candidates(
-            self.rows[chosen], self.classes[chosen], self.explained[chosen], self.order[chosen]
+            self.rows[chosen],
+            self.classes[chosen],
+            self.predicted[chosen],
+            self.explained[chosen],
+            self.order[chosen],
         )
 
     def rank(self) -> NDArray[np.int64]:
@@ -99,12 +108,15 @@ def of_part(table: pa.Table, seed: int) -> Candidates:
     """The candidates among a part's rows, which have COLUMNS at least."""
     ok = table.filter(pc.equal(table["status"], "ok"))
     of = pc.coalesce(ok["label"], ok["predicted"])
-    rows, classes = (column.to_numpy().astype(np.int64) for column in (ok["row"], of))
+    rows, classes, predicted = (
+        column.to_numpy().astype(np.int64) for column in (ok["row"], of, ok["predicted"])
+    )
     has_map = pc.and_(pc.equal(ok["predicted"], of), pc.equal(ok["target"], of)).to_numpy()
     unique, first, inverse = np.unique(rows, return_index=True, return_inverse=True)
     explained = np.zeros(len(unique), bool)
     np.logical_or.at(explained, inverse, has_map)
-    return Candidates(unique, classes[first], explained, random_order(unique, seed))
+    order = random_order(unique, seed)
+    return Candidates(unique, classes[first], predicted[first], explained, order)
 
 
 def class_images(found: Candidates) -> list[ClassImages]:
@@ -120,14 +132,24 @@ def class_images(found: Candidates) -> list[ClassImages]:
             members = np.flatnonzero(group)
             ordered = members[np.argsort(rank[mine[members]])]
             halves[ordered[::2]] = True
-        result.append(ClassImages(int(target), found.rows[mine], found.explained[mine], halves))
+        near = recipients(found.only(np.isin(found.classes, rivals(found, int(target)))), RIVALS)
+        rows, explained = found.rows[mine], found.explained[mine]
+        result.append(ClassImages(int(target), rows, explained, halves, near))
     return result
 
 
-def recipients(found: Candidates) -> Recipients:
-    """At most POOL rightly predicted images, as evenly over the classes as they are there."""
+def rivals(found: Candidates, target: int) -> NDArray[np.int64]:
+    """The classes that images of a class are most often taken for, or whose images for it."""
+    taken = found.predicted[(found.classes == target) & (found.predicted != target)]
+    taking = found.classes[(found.predicted == target) & (found.classes != target)]
+    names, counts = np.unique(np.concatenate([taken, taking]), return_counts=True)
+    return names[np.lexsort((names, -counts))][:RIVAL_CLASSES]
+
+
+def recipients(found: Candidates, most: int = POOL) -> Recipients:
+    """Some rightly predicted images, as evenly over the classes as they are there."""
     right = found.only(found.explained)
-    order = np.lexsort((right.order, right.rank()))[:POOL]
+    order = np.lexsort((right.order, right.rank()))[:most]
     chosen = order[np.argsort(right.rows[order])]
     return Recipients(right.rows[chosen], right.classes[chosen])
 

@@ -84,7 +84,8 @@ class AuditWorker:
         started = time.perf_counter()
         images = self.job.classes[shard.index]
         sample, rows = self.sample(shard, skipped)
-        examination = self.examine(sample)
+        rivals = self._images(images.rivals)
+        examination = self.examine(sample, rivals)
         others = self.recipients
         strangers = others.crops[others.classes != images.target]
         for number, cue in enumerate(examination.cues):
@@ -98,9 +99,10 @@ class AuditWorker:
         seconds = {"compute": time.perf_counter() - started}
         return ShardReport(shard, created, {"ok": shard.rows}, seconds)
 
-    def examine(self, sample: ClassSample) -> Examination:
+    def examine(self, sample: ClassSample, rivals: Images) -> Examination:
         """What there is to say of a class's images."""
-        return examine(self.lab, sample, self.recipients, self.job.seed + sample.target)
+        seed = self.job.seed + sample.target
+        return examine(self.lab, sample, self.recipients, rivals, seed)
 
     def sample(
         self, shard: Shard, skipped: Mapping[int, str]
@@ -142,20 +144,28 @@ class AuditWorker:
     @cached_property
     def recipients(self) -> Images:
         """The images that cues are pasted into."""
-        crops, loaded = self._crops(self.job.recipients.rows)
-        return Images(crops, torch.from_numpy(self.job.recipients.classes[loaded]))
+        return self._images(self.job.recipients)
+
+    def _images(self, recipients: Recipients) -> Images:
+        crops, loaded = self._crops(recipients.rows)
+        return Images(crops, torch.from_numpy(recipients.classes[loaded]))
 
     def _crops(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
         """Crops of manifest rows, and the positions of those that could be loaded."""
-        table, size = pa.concat_tables(self._manifest(rows)), self.job.batch_size
-        # Taken, not sliced: a pickled slice carries the whole table.
-        places = np.array_split(np.arange(len(table)), -(-len(table) // size))
-        batches = list(self.load([table.take(pa.array(place)) for place in places]))
+        batches = list(self.load(self._batches(rows)))
         ok = np.array([image.status == "ok" for batch in batches for image in batch.images])
         height, width = self.job.model.preprocessing.input_size
         nothing = np.empty((0, 3, height, width), np.uint8)
         crops = np.concatenate([nothing, *(batch.crops for batch in batches)])
         return torch.from_numpy(crops), np.flatnonzero(ok)
+
+    def _batches(self, rows: NDArray[np.int64]) -> list[pa.Table]:
+        if not len(rows):
+            return []
+        table, size = pa.concat_tables(self._manifest(rows)), self.job.batch_size
+        # Taken, not sliced: a pickled slice carries the whole table.
+        places = np.array_split(np.arange(len(table)), -(-len(table) // size))
+        return [table.take(pa.array(place)) for place in places]
 
     def _manifest(self, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
         """Rows of the manifest, which are rising, shard by shard."""

@@ -1,25 +1,20 @@
-"""What an audit found: verdicts over all classes, their tables, and what is told of them."""
+"""What an audit found: verdicts over all classes, and their tables."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from explainer import VitClassifier
 from explainer.audit.evidence import ClassEvidence, CueEvidence
 from explainer.audit.statistics import MapSummary
 from explainer.audit.verdict import Finding, Verdict, findings, worst
 from explainer.classes import ClassNames
 from jobs.audit_worker import PROPERTIES
-from jobs.config import AuditConfig, Exit
-from jobs.summary import Attempt, now
 from storage import audit_schema, schema
 from storage.audits import Audit, encode
+from storage.locations import Location
+from storage.parts import in_order
 
 # What this audit cannot see, whatever it finds; docs/audit.md says more.
 BLIND_SPOTS = (
@@ -29,32 +24,32 @@ BLIND_SPOTS = (
     "a cue that is on nearly all images of a class at varying places: it looks like an object",
     "classes that share a cue, where pasting it does not make one of them",
 )
-MOST_TOLD = 20
+READERS = 16
 # How far from one half the AUC of a property is that nearly tells a class from all others.
 ODD = 0.45
 OF_MAPS = tuple(field.name for field in fields(MapSummary))
-TOLD = (Verdict.SHORTCUT, Verdict.COMPACT_CUE, Verdict.CONTEXT)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The findings, severest first, the worst of each class, and the classes' names.
+    """The findings, severest first, the worst of each class, and what files are told by.
 
-    `odd` are each class's properties of files that nearly tell it from all others, and their AUC.
+    `rows` are by class the manifest's rows that its evidence counts, `statistics` what
+    dataclasses.asdict made of ClassStatistics, of classes that have any.
     """
 
-    findings: list[Finding]
-    of_class: Mapping[int, Verdict]
     names: ClassNames
-    odd: Mapping[int, list[tuple[str, float]]]
+    findings: Sequence[Finding]
+    rows: Mapping[int, Sequence[int]]
+    statistics: Mapping[int, Mapping[str, Any]]
 
     def only(self, targets: set[int]) -> "Report":
         """What is said of some of the classes."""
         return Report(
-            [finding for finding in self.findings if finding.evidence.target in targets],
-            {target: verdict for target, verdict in self.of_class.items() if target in targets},
             self.names,
-            {target: odd for target, odd in self.odd.items() if target in targets},
+            [finding for finding in self.findings if finding.evidence.target in targets],
+            {target: rows for target, rows in self.rows.items() if target in targets},
+            {target: of for target, of in self.statistics.items() if target in targets},
         )
 
     def name(self, target: int) -> str:
@@ -62,58 +57,62 @@ class Report:
         return self.names.names[target]
 
     @property
-    def counts(self) -> Counter[Verdict]:
-        """How many classes have each verdict as their worst."""
-        return Counter(self.of_class.values())
+    def of_class(self) -> Mapping[int, Verdict]:
+        """The worst verdict on each class."""
+        return worst(self.findings)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many classes have each verdict as their worst, from the worst on."""
+        verdicts = list(self.of_class.values())
+        return {str(v): verdicts.count(v) for v in Verdict if v in verdicts}
+
+    @property
+    def odd(self) -> dict[str, dict[str, float]]:
+        """By class the properties of files that nearly tell it from all others, and their AUC."""
+        found = {
+            self.name(target): {n: a for n, a in of["properties"].items() if abs(a - 0.5) >= ODD}
+            for target, of in self.statistics.items()
+        }
+        return {name: properties for name, properties in found.items() if properties}
 
 
-def write(audit: Audit, model: VitClassifier, targets: set[int]) -> Report:
-    """Judge the classes whose evidence is there, and write the tables in place of those before."""
-    stored = {target: audit.read(target) for target in sorted(targets)}
-    rows_of = {target: plain.pop("rows") for target, plain in stored.items()}
+def judge(audit: Audit, names: ClassNames, targets: set[int]) -> Report:
+    """Verdicts on classes whose evidence is there, over all of them at once."""
+    order = sorted(targets)
+    stored = dict(zip(order, in_order(audit.read, order, READERS), strict=True))
+    rows = {target: plain.pop("rows") for target, plain in stored.items()}
     statistics = {target: plain.pop("statistics") for target, plain in stored.items()}
     found = findings([ClassEvidence.of(plain) for plain in stored.values()])
-    odd = {
-        target: [(name, auc) for name, auc in of["properties"].items() if abs(auc - 0.5) >= ODD]
-        for target, of in statistics.items()
-        if of is not None
+    return Report(names, found, rows, {t: of for t, of in statistics.items() if of is not None})
+
+
+def write(audit: Audit, report: Report, grid: tuple[int, int]) -> None:
+    """Write all tables, in place of those before."""
+    rows = [_row(report, finding) for finding in report.findings]
+    _replace(audit, audit.findings, rows, audit_schema.findings())
+    _replace(audit, audit.carriers, _carriers(report, grid), audit_schema.carriers(grid))
+    described = [_statistics(report, target, of) for target, of in report.statistics.items()]
+    _replace(audit, audit.statistics, described, audit_schema.statistics(OF_MAPS, PROPERTIES))
+    summary = {
+        "audit": audit.run.id,
+        "classes": report.counts,
+        "findings": rows,
+        "odd_properties": report.odd,
+        "cannot_see": BLIND_SPOTS,
     }
-    report, grid = Report(found, worst(found), model.class_names, odd), model.grid
-    plain = [_row(report, finding) for finding in found]
-    metadata = {"audit": audit.run.id}
-    table = pa.Table.from_pylist(plain, schema=audit_schema.findings())
-    audit.findings.replace(schema.encode_parquet(table, metadata))
-    audit.findings_json.replace(
-        encode(
-            {
-                "audit": audit.run.id,
-                "classes": {str(verdict): count for verdict, count in report.counts.items()},
-                "findings": plain,
-                "odd_properties": {report.name(t): dict(of) for t, of in odd.items() if of},
-                "cannot_see": BLIND_SPOTS,
-            }
-        )
-    )
-    held = _carriers(found, rows_of, grid[0] * grid[1])
-    carriers = pa.Table.from_pylist(held, schema=audit_schema.carriers(grid))
-    audit.carriers.replace(schema.encode_parquet(carriers, metadata))
-    described = pa.Table.from_pylist(
-        [
-            _statistics(model.class_names, target, of)
-            for target, of in statistics.items()
-            if of is not None
-        ],
-        schema=audit_schema.statistics(OF_MAPS, PROPERTIES),
-    )
-    audit.statistics.replace(schema.encode_parquet(described, metadata))
-    return report
+    audit.findings_json.replace(encode(summary))
 
 
-def _statistics(names: ClassNames, target: int, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of statistics.parquet, from what dataclasses.asdict made of ClassStatistics."""
+def _replace(audit: Audit, place: Location, rows: list[dict[str, Any]], columns: pa.Schema) -> None:
+    table = pa.Table.from_pylist(rows, schema=columns)
+    place.replace(schema.encode_parquet(table, {"audit": audit.run.id}))
+
+
+def _statistics(report: Report, target: int, plain: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "target": target,
-        "target_name": names.names[target],
+        "target_name": report.name(target),
         **{name: plain[name] for name in ("largest_z", "largest_cell", "p_value")},
         **plain["of_class"],
         **{f"{name}_of_others": value for name, value in plain["of_others"].items()},
@@ -161,107 +160,18 @@ def _of_cue(cue: CueEvidence) -> dict[str, Any]:
     return row
 
 
-def _carriers(
-    found: Sequence[Finding], rows_of: Mapping[int, Sequence[int]], cells: int
-) -> list[dict[str, Any]]:
+def _carriers(report: Report, grid: tuple[int, int]) -> list[dict[str, Any]]:
+    cells = range(grid[0] * grid[1])
     return [
         {
             "target": finding.evidence.target,
             "cue": finding.cue,
             "verdict": str(finding.verdict),
-            "row": rows_of[finding.evidence.target][carrier.image],
+            "row": report.rows[finding.evidence.target][carrier.image],
             "likeness": carrier.likeness,
-            "cells": [cell in carrier.cells for cell in range(cells)],
+            "cells": [cell in carrier.cells for cell in cells],
         }
-        for finding in found
+        for finding in report.findings
         if (cue := finding.of_cue) is not None
         for carrier in cue.carriers
     ]
-
-
-def tell(
-    console: Console,
-    audit: Audit,
-    report: Report,
-    config: AuditConfig,
-    attempt: Attempt,
-    untested: set[int],
-) -> Exit:
-    """Print the findings, say what was not tested, and give the exit code that follows."""
-    _tell_findings(console, report)
-    counts = ", ".join(f"{report.counts[v]} {v}" for v in Verdict if report.counts[v])
-    console.print(f"{len(report.of_class)} classes: {counts or 'none'}", markup=False)
-    _tell_odd(console, report)
-    console.print(f"findings, evidence and carriers: {audit.run.root.shown}", markup=False)
-    if attempt.problem is not None:
-        console.print(attempt.problem, markup=False)
-    for failure in attempt.failures:
-        console.print(f"a class left undone: {failure.error}", markup=False)
-    code = _exit_code(report, config, attempt, untested)
-    audit.run.write_summary(
-        {
-            "state": "incomplete" if untested else "complete",
-            "classes": {str(verdict): count for verdict, count in report.counts.items()},
-            "classes_missing": len(untested),
-            "seconds": attempt.seconds,
-            "ended": now(),
-        }
-    )
-    if untested:
-        console.print(
-            f"incomplete: {len(untested)} classes are not yet examined; the same command does the "
-            "rest",
-            markup=False,
-        )
-    return code
-
-
-def _exit_code(report: Report, config: AuditConfig, attempt: Attempt, untested: set[int]) -> Exit:
-    """A shortcut outweighs all that is missing, which is only tolerated where it is asked for."""
-    if attempt.stopped is not None:
-        return attempt.stopped
-    if config.fail_on is not None and report.counts[Verdict.SHORTCUT]:
-        return Exit.FINDINGS
-    if config.fail_on is None:
-        return Exit.INCOMPLETE if untested else Exit.COMPLETE
-    unknown = bool(untested) or report.counts[Verdict.UNTESTABLE] > 0
-    return Exit.INCOMPLETE if unknown and not config.allow_untested else Exit.COMPLETE
-
-
-def _tell_odd(console: Console, report: Report) -> None:
-    """Properties of files that nearly tell a class; nothing was pasted or removed for them."""
-    odd = {target: of for target, of in report.odd.items() if of}
-    for target, of in list(odd.items())[:MOST_TOLD]:
-        told = ", ".join(f"{name} ({auc:.2f})" for name, auc in of)
-        console.print(
-            f"{report.name(target)}: files differ from all others' in {told}; untested",
-            markup=False,
-        )
-
-
-def _tell_findings(console: Console, report: Report) -> None:
-    of_cues = [
-        finding
-        for finding in report.findings
-        if finding.of_cue is not None and finding.verdict in TOLD
-    ]
-    if not of_cues:
-        return
-    table = Table("class", "verdict", "cue", "on", "flips", "lift", "right without")
-    for finding in of_cues[:MOST_TOLD]:
-        cue = finding.of_cue
-        if cue is None or cue.paste is None:
-            continue
-        lift, accuracy = cue.paste.lift, finding.accuracy_without
-        table.add_row(
-            Text(report.name(finding.evidence.target)),
-            str(finding.verdict),
-            f"{cue.kind} {'at one place' if cue.is_fixed else 'anywhere'}",
-            f"{cue.carrier_share.value:.0%}",
-            f"{cue.paste.flips:.0%}",
-            f"{lift.value:.2f} [{lift.low:.2f}, {lift.high:.2f}]",
-            "" if accuracy is None else f"{accuracy:.0%}",
-        )
-    console.print(table)
-    if len(of_cues) > MOST_TOLD:
-        console.print(f"and {len(of_cues) - MOST_TOLD} more in findings.parquet")

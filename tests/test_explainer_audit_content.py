@@ -29,6 +29,7 @@ def test_fixed_regions_are_the_border_and_nothing_of_the_middle():
     fixed = regions.fixed((14, 14))
     assert [int(mask.sum()) for mask in fixed.values()] == [9] * 4 + [28] * 4 + [14**2 - 10**2]
     assert torch.stack([*fixed.values()]).any(0).sum() == 14**2 - 8 * 8 - (10**2 - 8 * 8) + 4
+    assert (regions.border((14, 14)) == torch.stack([*fixed.values()]).any(0)).all()
     assert not regions.background((14, 14))[4:10, 4:10].any()
     assert int(regions.background((14, 14)).sum()) == 14**2 - 6**2
 

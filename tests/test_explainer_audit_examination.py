@@ -49,8 +49,14 @@ class World:
         ]
         return Images(self.crops[torch.cat(chosen)], self.labels[torch.cat(chosen)])
 
+    def rivals(self, target: int) -> Images:
+        twin = {"pentagon": "hexagon", "flower": "gear", "gear": "flower"}
+        other = pictures.CLASS_NAMES.index(twin[pictures.CLASS_NAMES[target]])
+        return self.pool.only(self.pool.classes == other)
+
     def examine(self, target: int, seed: int = 0) -> Examination:
-        return examine(Laboratory(self.model, 64), self.sample(target), self.pool, seed)
+        lab, sample = Laboratory(self.model, 64), self.sample(target)
+        return examine(lab, sample, self.pool, self.rivals(target), seed)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +148,9 @@ def test_the_same_seed_finds_the_same_and_passes_are_counted(world, examined):
     asked = []
     handle = world.model.vit.register_forward_hook(lambda _m, args, _o: asked.append(len(args[0])))
     try:
-        evidence = examine(lab, world.sample(CLEAN), world.pool, seed=5).evidence
+        evidence = examine(
+            lab, world.sample(CLEAN), world.pool, world.rivals(CLEAN), seed=5
+        ).evidence
     finally:
         handle.remove()
     assert evidence.passes == lab.passes == sum(asked)
@@ -161,5 +169,5 @@ def test_too_few_images_are_told_and_nothing_is_asked_of_the_model(world, what):
     lab = Laboratory(world.model, 64)
     right, reason = int(sample.explained.sum()), f"7 images {what}; 8 are needed"
     want = ClassEvidence(CLEAN, PER_CLASS, right, hits=0, passes=0, untestable=reason)
-    assert examine(lab, sample, pool, seed=0) == Examination(want, ())
+    assert examine(lab, sample, pool, world.rivals(CLEAN), seed=0) == Examination(want, ())
     assert lab.passes == 0

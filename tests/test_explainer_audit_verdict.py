@@ -70,6 +70,16 @@ def test_sufficient_needed_content_on_part_of_a_class_is_a_shortcut():
             "it is sufficient, but its carriers do without it",
         ),
         (
+            replace(
+                SHORTCUT,
+                kind="region",
+                origin="top edge",
+                removal=Removal(0.9, 1.0, Estimate(0.1, 0.0, 0.2, 32), 32),
+            ),
+            Verdict.CLEARED,
+            "it is sufficient, but its carriers do without it",
+        ),
+        (
             replace(SHORTCUT, carrier_share=Estimate(0.9, 0.8, 1.0, 100)),
             Verdict.COMPACT_CUE,
             "90% of the class hold it, at varying places: it may be the object",
@@ -82,7 +92,7 @@ def test_sufficient_needed_content_on_part_of_a_class_is_a_shortcut():
         (
             replace(SHORTCUT, paste=None, removal=None),
             Verdict.UNTESTABLE,
-            "too few carriers are left in the half of the images that tests it",
+            "too few images carry it to test it on others than it was found in",
         ),
     ],
 )
@@ -126,6 +136,8 @@ def test_findings_are_ordered_and_a_class_is_as_bad_as_its_worst_cue():
         1: Verdict.SHORTCUT,
         2: Verdict.SHORTCUT,
     }
+    rare = replace(SHORTCUT, paste=None, removal=None)
+    assert worst(findings([ClassEvidence(3, 100, 90, 8, 500, (rare,))])) == {3: Verdict.CLEARED}
 
 
 def test_evidence_becomes_plain_and_comes_back():

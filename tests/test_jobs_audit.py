@@ -35,8 +35,13 @@ def run_audit(config: AuditConfig) -> tuple[Outcome, str]:
 
 
 def folder_of(config: AuditConfig) -> Path:
-    (folder,) = (Path(config.run) / "audit").iterdir()
-    return folder
+    """Of the audits of its run the one with its seed."""
+    folders = (Path(config.run) / "audit").iterdir()
+    seeds = {
+        json.loads((folder / "run.json").read_text())["fingerprint_of"]["seed"]: folder
+        for folder in folders
+    }
+    return seeds[config.seed]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from explainer.audit import content, regions
 from explainer.audit.content import PIXELS_OF_A_CELL, Matches
-from explainer.audit.screen import ClassSample, Proposal
+from explainer.audit.screen import BACKGROUND, ClassSample, Proposal
 
 # A carrier is more like the cue than this share of other classes' images, and at least so much.
 OF_OTHERS, LEAST_LIKENESS = 0.99, 0.5
@@ -146,7 +146,7 @@ class Finder:
         """The smallest region that nearly as many images flip by as by any, if it looks alike."""
         counts = Counter(hit.origin for hit in hits)
         masks = {hit.origin: hit.mask for hit in hits}
-        fixed = [name for name in (*regions.fixed(self.grid), "background") if counts[name]]
+        fixed = [name for name in (*regions.fixed(self.grid), BACKGROUND) if counts[name]]
         enough = 0.8 * max((counts[name] for name in fixed), default=0)
         for name in sorted(fixed, key=lambda name: int(masks[name].sum())):
             if counts[name] >= max(enough, LEAST_CARRIERS):

@@ -42,8 +42,9 @@ class Paste:
 class Removal:
     """What removing a cue from its carriers does: shares still predicted as the class.
 
-    `elsewhere`: where as much is removed from another place. `drop` is their difference; the fill
-    is the one that makes it least.
+    `elsewhere`: where as much is removed from another place; of a large region, where the same is
+    removed from other classes' images, which are to keep theirs. `drop` is their difference; the
+    fill is the one that makes it least.
     """
 
     without: float

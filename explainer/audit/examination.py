@@ -4,6 +4,7 @@ What is found on the images that it was looked for in would always look strong; 
 test share no image of the class.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,9 +30,11 @@ from explainer.audit.significance import lift, sign_flip, wilson
 
 # Images of a class, or of other classes, with which nothing can be said.
 LEAST_IMAGES = 8
-DONORS, RECIPIENTS, LEAST_DONORS = 6, 24, 2
+DONORS, RECIPIENTS, LEAST_DONORS = 4, 40, 2
 REMOVED = 32
 MOST_CUES = 3
+# Of a larger share of an image there is no elsewhere that leaves the object out.
+LARGE = 0.25
 FILLS = (Fill.MEAN, Fill.OTHER_CLASS)
 
 
@@ -43,22 +46,27 @@ class Examination:
     cues: tuple[Cue, ...]
 
 
-def examine(lab: Laboratory, sample: ClassSample, pool: Images, seed: int) -> Examination:
+def examine(
+    lab: Laboratory, sample: ClassSample, pool: Images, rivals: Images, seed: int
+) -> Examination:
     """Screen a class for cues and test them; the same for the same seed.
 
-    `pool` holds rightly predicted images of many classes, in which those of this class are ignored.
+    `pool` holds rightly predicted images of many classes, in which those of this class are ignored;
+    `rivals` some of the classes that it is mistaken for: a cue may tell it from these alone.
     """
-    recipients = pool.only(pool.classes != sample.target)
+    others = pool.only(pool.classes != sample.target)
     explained = int(sample.explained.sum())
     evidence = ClassEvidence(sample.target, len(sample), explained, hits=0, passes=0)
-    for count, what in ((explained, "predicted as it"), (len(recipients), "of other classes")):
+    for count, what in ((explained, "predicted as it"), (len(others), "of other classes")):
         if count < LEAST_IMAGES:
             reason = f"{count} images {what}; {LEAST_IMAGES} are needed"
             return Examination(replace(evidence, untestable=reason), ())
     before, generator = lab.passes, torch.Generator().manual_seed(seed)
-    hits = Screen(lab, sample, recipients, generator).hits()
-    cues = tuple(Finder(sample, recipients.crops).cues(hits)[:MOST_CUES]) if hits else ()
-    trial = Trial(lab, sample, recipients, generator, seed)
+    groups = [group for group in (others, rivals) if len(group)]
+    hits = Screen(lab, sample, groups, generator).hits()
+    strangers = torch.cat([group.crops for group in groups])
+    cues = tuple(Finder(sample, strangers).cues(hits)[:MOST_CUES]) if hits else ()
+    trial = Trial(lab, sample, groups, generator, seed)
     tested = tuple(trial.of(cue) for cue in cues)
     evidence = replace(evidence, hits=len(hits), cues=tested, passes=lab.passes - before)
     return Examination(evidence, cues)
@@ -70,7 +78,7 @@ class Trial:
 
     lab: Laboratory
     sample: ClassSample
-    recipients: Images
+    recipients: Sequence[Images]
     generator: torch.Generator
     seed: int
 
@@ -108,14 +116,16 @@ class Trial:
 
     def _paste(self, cue: Cue, tested: Int[Tensor, " carriers"]) -> Paste:
         donors = tested[self._order(len(tested))][:DONORS]
-        drawn = self.recipients.crops[self._order(len(self.recipients))[:RECIPIENTS]]
+        drawn = self._drawn(RECIPIENTS).crops
         crops, masks = self.sample.crops[donors], cue.masks[donors]
         treated = self._flips(drawn, crops, masks)
+        others = self._drawn(len(donors)).crops
         controls = {
             Control.NOISE: self._flips(drawn, noise(crops, self.generator), masks),
-            Control.OTHER_CLASS: self._flips(drawn, self._others(len(donors)), masks),
-            Control.ELSEWHERE: self._flips(drawn, crops, moved(masks, self.generator)),
+            Control.OTHER_CLASS: self._flips(drawn, others, masks),
         }
+        if not _is_large(masks):  # else elsewhere is where the object is
+            controls[Control.ELSEWHERE] = self._flips(drawn, crops, moved(masks, self.generator))
         strongest = max(controls.values(), key=lambda flips: float(flips.mean()))
         return Paste(
             flips=float(treated.mean()),
@@ -140,9 +150,14 @@ class Trial:
         """On carriers of both halves: they were chosen for what they share, not for needing it."""
         chosen = carriers[self._order(len(carriers))][:REMOVED]
         crops, masks = self.sample.crops[chosen], cue.masks[chosen]
-        others, away = self._others(len(chosen)), moved(masks, self.generator)
-        kept = {fill: self._kept(filled(crops, masks, fill, others)) for fill in FILLS}
-        control = {fill: self._kept(filled(crops, away, fill, others)) for fill in FILLS}
+        mine = Images(crops, torch.full((len(chosen),), self.sample.target))
+        others = self._drawn(len(chosen))
+        kept = {fill: self._kept(mine, masks, fill, others.crops) for fill in FILLS}
+        if _is_large(masks):
+            control = {fill: self._kept(others, masks, fill, crops.flip(0)) for fill in FILLS}
+        else:
+            away = moved(masks, self.generator)
+            control = {fill: self._kept(mine, away, fill, others.crops) for fill in FILLS}
         # The fill that leaves most of the class: what a fill destroys by itself is no dependence.
         best = max(FILLS, key=lambda fill: float(kept[fill].mean() - control[fill].mean()))
         return Removal(
@@ -152,12 +167,34 @@ class Trial:
             images=len(chosen),
         )
 
-    def _kept(self, crops: UInt8[Tensor, "images 3 height width"]) -> Bool[np.ndarray, " images"]:
-        return (self.lab.predict(crops) == self.sample.target).numpy()
+    def _kept(
+        self,
+        images: Images,
+        masks: Bool[Tensor, "images height width"],
+        fill: Fill,
+        others: UInt8[Tensor, "images 3 height width"],
+    ) -> Bool[np.ndarray, " images"]:
+        """Which images are still predicted as their class without what the masks cover."""
+        left = filled(images.crops, masks, fill, others)
+        return (self.lab.predict(left) == images.classes).numpy()
 
-    def _others(self, count: int) -> UInt8[Tensor, "images 3 height width"]:
-        drawn = torch.randint(len(self.recipients), (count,), generator=self.generator)
-        return self.recipients.crops[drawn]
+    def _drawn(self, count: int) -> Images:
+        """So many recipients, of all groups alike; twice where there are not as many."""
+        share = -(-count // len(self.recipients))
+        drawn = [
+            group.only(self._order(len(group)).repeat(-(-share // len(group)))[:share])
+            for group in self.recipients
+        ]
+        crops, classes = (torch.cat(parts) for parts in zip(*map(_parts, drawn), strict=True))
+        return Images(crops[:count], classes[:count])
 
     def _order(self, count: int) -> Int[Tensor, " count"]:
         return torch.randperm(count, generator=self.generator)
+
+
+def _parts(images: Images) -> tuple[Tensor, Tensor]:
+    return images.crops, images.classes
+
+
+def _is_large(masks: Bool[Tensor, "images height width"]) -> bool:
+    return share(masks) > LARGE

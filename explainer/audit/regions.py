@@ -60,6 +60,11 @@ def fixed(grid: tuple[int, int]) -> Mapping[str, Bool[Tensor, "rows columns"]]:
     }
 
 
+def border(grid: tuple[int, int]) -> Bool[Tensor, "rows columns"]:
+    """All fixed regions together."""
+    return torch.stack(list(fixed(grid).values())).any(0)
+
+
 def background(grid: tuple[int, int]) -> Bool[Tensor, "rows columns"]:
     """All but the middle, which is where the object of most photographs is."""
     width = max(1, round(BACKGROUND_SHARE * min(grid)))

@@ -20,8 +20,9 @@ from explainer.reference import log_odds
 SCREENED, OCCLUDED = 48, 4
 # A hit flips so many of the recipients that it is tried on once its first paste has flipped one.
 TRIES, LEAST_FLIPS = 4, 3
-MOST_SEARCHED = 8  # images whose background flips, in which the region that does is looked for
+MOST_SEARCHED = 8  # images whose border flips, in which the part that does is looked for
 REGION_TRIES = 2
+BACKGROUND = "background"
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,14 @@ class Proposal:
 
 @dataclass
 class Screen:
-    """Screens one class: which proposals flip other classes' images."""
+    """Screens one class: which proposals flip other classes' images.
+
+    `recipients` are groups of these; a proposal is tried in each, and tried on where it flips.
+    """
 
     lab: Laboratory
     sample: ClassSample
-    recipients: Images
+    recipients: Sequence[Images]
     generator: torch.Generator
 
     @property
@@ -109,38 +113,47 @@ class Screen:
         return found
 
     def _regions(self, images: Int[Tensor, " screened"]) -> list[Proposal]:
-        """Fixed regions: where the background of an image flips, which part of it does."""
-        everything = regions.background(self.grid)
-        proposals = [Proposal("background", int(image), everything) for image in images]
-        flipping = [p for p, flips in zip(proposals, self._once(proposals), strict=True) if flips]
-        found = []
-        for flipped in flipping[:MOST_SEARCHED]:
-            parts = [
-                Proposal(name, flipped.image, mask)
-                for name, mask in (*regions.fixed(self.grid).items(), ("background", everything))
+        """Fixed regions: where the border of an image flips, which part of it; the background."""
+        parts = regions.fixed(self.grid)
+        borders = [Proposal("border", int(i), regions.border(self.grid)) for i in images]
+        behind = [Proposal(BACKGROUND, int(i), regions.background(self.grid)) for i in images]
+        found: dict[tuple[str, int], Proposal] = {}
+        for group in self.recipients:
+            flipping = _chosen(borders, self._once(borders, group))[:MOST_SEARCHED]
+            tried = [
+                Proposal(name, b.image, mask) for b in flipping for name, mask in parts.items()
             ]
-            all_flip = torch.stack([self._once(parts) for _ in range(REGION_TRIES)]).all(0)
-            found += [part for part, flips in zip(parts, all_flip, strict=True) if flips]
-        return found
+            tried += _chosen(behind, self._once(behind, group))[:MOST_SEARCHED]
+            if tried:
+                tries = torch.stack([self._once(tried, group) for _ in range(REGION_TRIES)])
+                found |= {(hit.origin, hit.image): hit for hit in _chosen(tried, tries.all(0))}
+        return list(found.values())
 
     def _flipping(self, proposals: Sequence[Proposal]) -> list[Proposal]:
-        """The proposals that flip one recipient, and most of TRIES others."""
-        once = [p for p, flips in zip(proposals, self._once(proposals), strict=True) if flips]
-        if not once:
-            return []
-        flips = torch.stack([self._once(once) for _ in range(TRIES)]).sum(0)
-        return [p for p, count in zip(once, flips, strict=True) if count >= LEAST_FLIPS]
+        """The proposals that flip one recipient of a group, and most of TRIES others of it."""
+        found: dict[int, Proposal] = {}
+        for group in self.recipients:
+            once = _chosen(proposals, self._once(proposals, group))
+            if not once:
+                continue
+            flips = torch.stack([self._once(once, group) for _ in range(TRIES)]).sum(0)
+            found |= {hit.image: hit for hit in _chosen(once, flips >= LEAST_FLIPS)}
+        return list(found.values())
 
-    def _once(self, proposals: Sequence[Proposal]) -> Bool[Tensor, " proposals"]:
-        """Whether each proposal flips a recipient drawn at random."""
-        drawn = torch.randint(len(self.recipients), (len(proposals),), generator=self.generator)
-        if not len(drawn):
+    def _once(self, proposals: Sequence[Proposal], group: Images) -> Bool[Tensor, " proposals"]:
+        """Whether each proposal flips a recipient of a group, drawn at random."""
+        if not proposals:
             return torch.zeros(0, dtype=torch.bool)
+        drawn = torch.randint(len(group), (len(proposals),), generator=self.generator)
         images = torch.tensor([p.image for p in proposals])
         masks = regions.to_pixels(torch.stack([p.mask for p in proposals]), self.size)
         return self.lab.flips_by_pairs(
-            self.sample.target, self.recipients.crops[drawn], self.sample.crops[images], masks
+            self.sample.target, group.crops[drawn], self.sample.crops[images], masks
         )
+
+
+def _chosen(proposals: Sequence[Proposal], chosen: Bool[Tensor, " proposals"]) -> list[Proposal]:
+    return [proposal for proposal, is_one in zip(proposals, chosen, strict=True) if is_one]
 
 
 def _steps(cells: int, side: int) -> list[int]:

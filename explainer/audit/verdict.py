@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from explainer.audit.evidence import ClassEvidence, CueEvidence
+from explainer.audit.screen import BACKGROUND
 from explainer.audit.significance import benjamini_hochberg
 
 LEAST_LIFT = 0.10
 MOST_Q = 0.05
 # A moving cue on so large a share of a class may well be what the class is.
 OBJECT_SHARE = 0.9
-BACKGROUND = "background"
 
 
 class Verdict(StrEnum):
@@ -72,13 +72,14 @@ def findings(classes: Sequence[ClassEvidence]) -> list[Finding]:
 
 
 def worst(found: Sequence[Finding]) -> dict[int, Verdict]:
-    """The worst verdict on each class."""
+    """The worst verdict on each class; a cue that too few images carry to test it is none on it."""
     order = list(Verdict)
     result: dict[int, Verdict] = {}
     for finding in found:
-        target = finding.evidence.target
-        known = result.get(target, finding.verdict)
-        result[target] = min(known, finding.verdict, key=order.index)
+        target, verdict = finding.evidence.target, finding.verdict
+        if finding.cue is not None and verdict is Verdict.UNTESTABLE:
+            verdict = Verdict.CLEARED
+        result[target] = min(result.get(target, verdict), verdict, key=order.index)
     return result
 
 
@@ -99,7 +100,7 @@ def _on_cue(evidence: ClassEvidence, index: int, q_value: float | None) -> Findi
     cue = evidence.cues[index]
     finding = Finding(evidence, index, Verdict.CLEARED, "", q_value)
     if cue.paste is None or cue.removal is None or q_value is None:
-        reason = "too few carriers are left in the half of the images that tests it"
+        reason = "too few images carry it to test it on others than it was found in"
         return replace(finding, verdict=Verdict.UNTESTABLE, reason=reason)
     finding = replace(
         finding,
@@ -122,7 +123,9 @@ def _judged(
     if cue.origin == BACKGROUND:
         return Verdict.CONTEXT, "the same background flips other classes' images"
     if least_drop <= 0:
-        return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
+        # A region that looks alike by chance, such as a plain edge, flips some, too.
+        alike = Verdict.COMPACT_CUE if cue.kind == "content" else Verdict.CLEARED
+        return alike, "it is sufficient, but its carriers do without it"
     if not cue.is_fixed and cue.carrier_share.value >= OBJECT_SHARE:
         return Verdict.COMPACT_CUE, (
             f"{cue.carrier_share.value:.0%} of the class hold it, at varying places: it may be "
