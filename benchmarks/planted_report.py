@@ -26,6 +26,8 @@ from benchmarks.planted_pictures import CLASSES, ICONS, LOCAL
 from explainer.audit.significance import wilson
 from explainer.audit.statistics import auc, largest_z, summary
 
+# Rules and thresholds were fixed on the demo's model and on the first two of these.
+HELD_OUT = PLANTED[2:]
 FLAGGED = ("shortcut", "compact cue: look at it", "context")
 out = Console(soft_wrap=True, highlight=False)
 Row = dict[str, Any]
@@ -41,7 +43,12 @@ def main() -> None:
     plants = [row for row in planted if row["plant"]]
     clean = [row for row in planted if not row["plant"] and not is_icon(row)]
     print_cells(plants)
-    print_totals(plants, clean)
+    for name, models in (("all models", PLANTED), ("models not looked at before", HELD_OUT)):
+        out.print(f"\n{name}:")
+        print_totals(
+            [row for row in plants if row["model"] in models],
+            [row for row in clean if row["model"] in models],
+        )
     print_decoys(found)
     print_cost(planted)
     print_baselines(folder, [number for number in PLANTED if number in found], planted)
