@@ -14,7 +14,7 @@ from jobs import audit_told, findings
 from jobs.audit_plan import ClassImages, Recipients, candidates, class_images, recipients
 from jobs.audit_replica import AuditReplica
 from jobs.audit_worker import AuditJob
-from jobs.cluster import connected, resources
+from jobs.cluster import Resources, connected, resources
 from jobs.config import (
     AuditConfig,
     ConfigurationError,
@@ -191,8 +191,17 @@ def examine_classes(
 
 
 def _pool(config: AuditConfig, subject: Subject, audited: Audit, todo: Plan) -> Pool:
-    prepared, need = subject.prepared, resources(config.execution)
-    job = AuditJob(
+    need = resources(config.execution)
+    job = audit_job(config, subject, audited, todo, need)
+    return Pool(job, need, config.execution, replica=AuditReplica)
+
+
+def audit_job(
+    config: AuditConfig, subject: Subject, audited: Audit, todo: Plan, need: Resources
+) -> AuditJob:
+    """What a replica needs to examine the classes of a plan."""
+    prepared = subject.prepared
+    return AuditJob(
         model=prepared.model,
         method=prepared.method,
         target=prepared.target,
@@ -209,4 +218,3 @@ def _pool(config: AuditConfig, subject: Subject, audited: Audit, todo: Plan) -> 
         recipients=todo.recipients,
         seed=config.seed,
     )
-    return Pool(job, need, config.execution, replica=AuditReplica)

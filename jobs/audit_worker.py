@@ -23,6 +23,7 @@ from jobs.plan import Shard
 from jobs.worker import Job, ShardReport
 from storage import schema
 from storage.audits import Audit
+from storage.locations import StorageUnavailable
 from storage.runs import Run
 
 COLUMNS_OF_PROPERTIES = (
@@ -107,10 +108,19 @@ class AuditWorker:
     def sample(
         self, shard: Shard, skipped: Mapping[int, str]
     ) -> tuple[ClassSample, NDArray[np.int64]]:
-        """A class's images, without those that cannot be loaded now, and their rows."""
+        """A class's images, without those that cannot be loaded now, and their rows.
+
+        Raises StorageUnavailable where these are most: then the store is at fault, or the images
+        are no longer those of the run.
+        """
         images = self.job.classes[shard.index]
         wanted = [i for i in range(shard.start, shard.stop) if i not in skipped]
         crops, loaded = self._crops(images.rows[wanted])
+        if 2 * len(loaded) < len(wanted):
+            raise StorageUnavailable(
+                f"{len(wanted) - len(loaded)} of {len(wanted)} images of class {images.target} "
+                "cannot be loaded, which the run explained"
+            )
         chosen = np.asarray(wanted)[loaded]
         targets = np.full(len(chosen), images.target)
         sample = ClassSample(

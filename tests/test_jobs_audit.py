@@ -2,17 +2,22 @@
 
 import io
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from explainer.audit.verdict import Verdict
 from jobs import pictures
-from jobs.audit import Outcome, audit
+from jobs.audit import Outcome, Plan, audit, audit_job, read_subject
+from jobs.audit_plan import candidates, class_images, recipients
+from jobs.audit_worker import AuditWorker
+from jobs.cluster import Resources
 from jobs.config import (
     AuditConfig,
     ConfigurationError,
@@ -23,9 +28,12 @@ from jobs.config import (
     ModelConfig,
 )
 from jobs.demo import ARCHITECTURE, MODEL, write_pictures
+from jobs.loader import Batch, load_batch
+from jobs.plan import Shard
+from storage.audits import Audit
 from storage.lease import Lease, RunHeld
-from storage.locations import Location
-from storage.runs import FingerprintMismatch
+from storage.locations import Location, StorageUnavailable
+from storage.runs import FingerprintMismatch, open_run
 
 
 def run_audit(config: AuditConfig) -> tuple[Outcome, str]:
@@ -156,6 +164,38 @@ def test_images_that_have_changed_are_another_run(config):
             run_audit(config)
     finally:
         extra.unlink()
+
+
+@pytest.mark.parametrize(("gone", "refused"), [(20, False), (40, True)])
+def test_images_that_are_gone_are_left_out_and_a_class_that_lost_most_is_left(
+    config, gone, refused
+):
+    subject = read_subject(config)
+    found = candidates(subject.run, config.images, config.seed)
+    plan = Plan(class_images(found), recipients(found))
+    audited = Audit(open_run(Location(str(folder_of(config)))))
+    need = Resources("cpu", 1, 1, 0, loader_cpus=0, ahead=1, threads=1)
+    job = audit_job(config, subject, audited, plan.only({0}), need)
+
+    def load(tables: Sequence[pa.Table]) -> Iterator[Batch]:
+        left = gone
+        for table in tables:
+            uris = table["uri"].to_pylist()
+            lost = [uri + ".gone" if i < left else uri for i, uri in enumerate(uris)]
+            left -= len(uris)
+            place = table.column_names.index("uri")
+            changed = table.set_column(place, "uri", pa.array(lost))
+            yield load_batch(changed, job.reading, job.model.preprocessing)
+
+    worker = AuditWorker(job, load)
+    shard = Shard(0, 0, 60)
+    if not refused:
+        sample, rows = worker.sample(shard, {})
+        assert len(sample) == len(rows) == 60 - gone
+        assert rows.tolist() == plan.classes[0].rows[gone:].tolist()
+        return
+    with pytest.raises(StorageUnavailable, match="40 of 60 images of class 0 cannot be loaded"):
+        worker.sample(shard, {})
 
 
 def test_all_that_is_wrong_is_told_at_once(config):
