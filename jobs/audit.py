@@ -24,7 +24,7 @@ from jobs.config import (
     MethodConfig,
     ModelConfig,
 )
-from jobs.explain import BATCH_SIZE, Signals, follow, stopping
+from jobs.explain import BATCH_SIZE, follow, stopping
 from jobs.findings import Report
 from jobs.options import read_options
 from jobs.plan import Shard
@@ -175,10 +175,9 @@ def examine_classes(
     console: Console,
 ) -> None:
     """Have replicas examine classes and publish the evidence, until all are or time is up."""
-    signals = Signals()
     shards = [Shard(i, 0, len(images.rows)) for i, images in enumerate(todo.classes)]
     ends = time.monotonic() + 60 * (config.budget or float("inf"))
-    with stopping(attempt, signals), connected(config.address), signals.caught():
+    with stopping(attempt), connected(config.address), attempt.signals.caught():
         pool = _pool(config, subject, audited, todo)
         images = sum(shard.rows for shard in shards)
         with (

@@ -6,7 +6,6 @@ from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -68,13 +67,13 @@ def _explain_held(
     replica: type[Replica],
 ) -> Exit:
     """Do what is left of a run that this driver holds, and close it or say what is missing."""
-    planned, signals = prepared.shards(), Signals()
+    planned = prepared.shards()
     todo = shards_to_do(run, planned, config.execution)
     if (known := finished(run, todo)) is not None:  # by the driver that was waited for
         return summary.tell_finished(console, run, config, known)
     summary.start(run, prepared, attempt)
     cluster = connected(config.execution.address) if needs_ray(todo, planned) else nullcontext()
-    with stopping(attempt, signals), cluster, signals.caught():
+    with stopping(attempt), cluster, attempt.signals.caught():
         dispatch(prepared, config, run, todo, attempt, console, replica)
         if not attempt.failures and not remaining(planned, run.committed() | attempt.written):
             attempt.result = publish_class_heatmaps(run, planned, prepared.model.grid, attempt)
@@ -175,7 +174,7 @@ def follow(
             while pool.news:
                 progress.tell(pool.news.pop(0))
             progress.show(pool.live, pool.resources.replicas)
-            attempt.lease.check()
+            attempt.check()
             yield
 
 
@@ -204,7 +203,7 @@ def publish_class_heatmaps(
 
 
 @contextmanager
-def stopping(attempt: Attempt, signals: "Signals") -> Iterator[None]:
+def stopping(attempt: Attempt) -> Iterator[None]:
     """Note in `attempt` what stops a run and leaves it resumable; only a bug goes on."""
     try:
         yield
@@ -215,24 +214,5 @@ def stopping(attempt: Attempt, signals: "Signals") -> Iterator[None]:
     except INFRASTRUCTURE as error:
         attempt.stopped, attempt.problem = Exit.INCOMPLETE, reason(error)
     except KeyboardInterrupt:
-        attempt.stopped = Exit.TERMINATED if signals.terminated else Exit.INTERRUPTED
-
-
-class Signals:
-    """SIGTERM as a KeyboardInterrupt, which is the only one that Ray's calls let through."""
-
-    terminated = False
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """To be entered after Ray has started, which installs a handler of its own."""
-
-        def terminate(_signal: int, _frame: FrameType | None) -> None:
-            self.terminated = True
-            raise KeyboardInterrupt
-
-        previous = signal.signal(signal.SIGTERM, terminate)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+        terminated = attempt.signals.received == signal.SIGTERM
+        attempt.stopped = Exit.TERMINATED if terminated else Exit.INTERRUPTED

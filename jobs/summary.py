@@ -21,6 +21,7 @@ from jobs.config import Exit, ExplainConfig
 from jobs.plan import Shard
 from jobs.pool import Pool, ShardFailure
 from jobs.prepare import Prepared
+from jobs.signals import Signals
 from jobs.worker import ShardReport
 from storage.lease import Lease
 from storage.locations import creates_conditionally
@@ -34,11 +35,13 @@ PACKAGES = ("ray", "torch", "torchvision", "timm", "pyarrow", "pillow", "simplej
 class Attempt:
     """What one start of the driver did: totals over its shards, and what it had to leave.
 
-    `lease` is its hold on the run; `written` are the shards whose parts it saw, whatever a
-    listing that lags says; `result` is there once the class heatmaps are written.
+    `lease` is its hold on the run, `signals` what told it to stop; `written` are the shards whose
+    parts it saw, whatever a listing that lags says; `result` is there once the class heatmaps are
+    written.
     """
 
     lease: Lease
+    signals: Signals = field(default_factory=Signals)
     started: float = field(default_factory=time.monotonic)
     seconds: dict[str, float] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -48,6 +51,11 @@ class Attempt:
     stopped: Exit | None = None
     problem: str | None = None
     result: Aggregate | None = None
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where a signal told to stop, and what `Lease.check` raises."""
+        self.signals.check()
+        self.lease.check()
 
     def add(self, report: ShardReport) -> None:
         """Count a shard's images and time."""

@@ -21,6 +21,7 @@ from jobs.config import Exit, ExplainConfig
 from jobs.explain import explain
 from jobs.plan import Shard
 from jobs.replica import Replica
+from jobs.signals import Signals
 from jobs.worker import ShardReport
 from storage.lease import RunHeld
 from storage.locations import Location
@@ -147,6 +148,23 @@ def test_signals_end_a_run_again_and_again_and_it_can_be_resumed(
         assert committed < len(parts(config)) < SHARDS
     assert run_job(config)[0] is Exit.COMPLETE
     assert parts(config) == parts(undisturbed)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_an_object_goes_stops_all_the_same(number):
+    class Going:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), number)  # what its handler raises here, Python ignores
+
+    signals = Signals()
+    with signals.caught():
+        signals.check()
+        going = Going()
+        del going
+        assert signals.received == number
+        with pytest.raises(KeyboardInterrupt):
+            signals.check()
 
 
 def replica_processes(address: str) -> list[int]:
