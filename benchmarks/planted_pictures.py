@@ -1,8 +1,9 @@
-"""Pictures of forty look-alike classes, and six kinds of artefacts that can be planted in them.
+"""Pictures of forty classes, and six kinds of artefacts that can be planted in them.
 
-Twenty families of shapes in two variants each, which are hard to tell apart: a model takes any
-artefact that tells them more easily. Each plant has a variant of its own (glyph, colours, place),
-so that no two classes of a model share one. All else is drawn as in jobs/pictures.py.
+Nineteen families of shapes in two variants each, which are hard to tell apart: a model takes any
+artefact that tells them more easily. Two more classes are small badges on an empty paper. Each
+plant has a variant of its own (glyph, colours, place), so that no two classes of a model share one.
+All else is drawn as in jobs/pictures.py.
 """
 
 import io

@@ -194,12 +194,6 @@ def print_baselines(folder: Path, numbers: list[int], planted: list[Row]) -> Non
         )
 
 
-def as_shares(maps: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Maps of unit mass, one a row."""
-    flat = maps.reshape(len(maps), -1)
-    return flat / flat.sum(1, keepdims=True).clip(1e-9)
-
-
 def print_heads(heads: list[str]) -> None:
     out.print(f"\n| {' | '.join(heads)} |")
     out.print("|---" * len(heads) + "|")

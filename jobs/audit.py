@@ -31,7 +31,7 @@ from jobs.plan import Shard
 from jobs.pool import Pool
 from jobs.prepare import INPUT_ERRORS, Prepared, prepare
 from jobs.progress import RunProgress
-from jobs.summary import Attempt
+from jobs.summary import Attempt, now
 from storage.audits import Audit, open_or_create_audit
 from storage.lease import Lease
 from storage.runs import FINISHED, Run, compare, open_run, with_fingerprint
@@ -92,13 +92,30 @@ def audit(config: AuditConfig, console: Console) -> Outcome:
         tell(f"{len(chosen)} classes, of which {len(todo.classes)} are to be examined")
         if todo.classes:
             examine_classes(config, subject, audited, todo, attempt, console)
-        # All that are examined, by this command or not: q-values are over the whole audit.
         examined = audited.committed() & plan.targets
-        report = findings.judge(audited, subject.prepared.model.class_names, examined)
-        findings.write(audited, report, subject.prepared.model.grid)
-        lease.check()
+        report = _close(subject, audited, attempt, examined, len(plan.targets - examined))
     mine, missing = report.only(chosen), chosen - examined
     return Outcome(audit_told.tell(console, audited, mine, config, attempt, missing), mine)
+
+
+def _close(
+    subject: Subject, audited: Audit, attempt: Attempt, examined: set[int], missing: int
+) -> Report:
+    """Judge all classes that are examined, by this command or not, and write what was found.
+
+    q-values are over the whole audit. After a signal nothing is judged: seconds are left.
+    """
+    model = subject.prepared.model
+    stopped = attempt.signals.received is not None
+    report = findings.judge(audited, model.class_names, set() if stopped else examined)
+    if not stopped:
+        findings.write(audited, report, model.grid)
+    attempt.lease.check()
+    state = "incomplete" if missing else "complete"
+    audited.run.write_summary(
+        {"state": state, "classes_missing": missing, "seconds": attempt.seconds, "ended": now()}
+    )
+    return report
 
 
 def read_subject(config: AuditConfig) -> Subject:

@@ -36,8 +36,8 @@ class AuditReplica:
 
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Audit some images of a class, for no other end than to see whether they kill."""
-        sample, _ = self.worker.sample(rows, crashed)
-        self.worker.examine(sample, self.worker.recipients)
+        loaded = self.worker.load_class(rows, crashed)
+        self.worker.examine(loaded.sample, self.worker.recipients)
 
     def batches(self, tables: Sequence[pa.Table]) -> Iterator[Batch]:
         """The batches of some tables of manifest rows, in order; as many load as CPUs allow."""

@@ -7,7 +7,7 @@ from rich.text import Text
 from explainer.audit.verdict import Verdict
 from jobs.config import AuditConfig, Exit
 from jobs.findings import Report
-from jobs.summary import Attempt, now
+from jobs.summary import Attempt
 from storage.audits import Audit
 
 MOST_TOLD = 20
@@ -24,31 +24,22 @@ def tell(
 ) -> Exit:
     """Print the findings, say what was not tested, and give the exit code that follows."""
     _tell_findings(console, report)
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts.items())
-    console.print(f"{len(report.of_class)} classes: {counts or 'none'}", markup=False)
+    if report.findings:
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts.items())
+        console.print(f"{len(report.of_class)} classes: {counts}", markup=False)
     _tell_odd(console, report)
     console.print(f"findings, evidence and carriers: {audit.run.root.shown}", markup=False)
     if attempt.problem is not None:
         console.print(attempt.problem, markup=False)
     for failure in attempt.failures:
         console.print(f"a class left undone: {failure.error}", markup=False)
-    code = _exit_code(report, config, attempt, untested)
-    audit.run.write_summary(
-        {
-            "state": "incomplete" if untested else "complete",
-            "classes": report.counts,
-            "classes_missing": len(untested),
-            "seconds": attempt.seconds,
-            "ended": now(),
-        }
-    )
     if untested:
         console.print(
             f"incomplete: {len(untested)} classes are not yet examined; the same command does the "
             "rest",
             markup=False,
         )
-    return code
+    return _exit_code(report, config, attempt, untested)
 
 
 def _exit_code(report: Report, config: AuditConfig, attempt: Attempt, untested: set[int]) -> Exit:

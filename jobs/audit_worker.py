@@ -58,6 +58,15 @@ class Explained:
     properties: Mapping[str, NDArray[np.float64]]
 
 
+@dataclass(frozen=True)
+class LoadedClass:
+    """A class's images, the manifest's rows that they are, and what the run knows of them."""
+
+    sample: ClassSample
+    rows: NDArray[np.int64]
+    known: Explained
+
+
 def properties_of(part: pa.Table) -> dict[str, NDArray[np.float64]]:
     """PROPERTIES of the rows of a part; NaN where an image has none."""
     columns = [part[name].cast(pa.float64()) for name in COLUMNS_OF_PROPERTIES]
@@ -84,31 +93,28 @@ class AuditWorker:
         """
         started = time.perf_counter()
         images = self.job.classes[shard.index]
-        sample, rows = self.sample(shard, skipped)
-        rivals = self._images(images.rivals)
-        examination = self.examine(sample, rivals)
-        others = self.recipients
-        strangers = others.crops[others.classes != images.target]
+        loaded = self.load_class(shard, skipped)
+        examination = self.examine(loaded.sample, self._images(images.rivals))
+        strangers = self.recipients.crops[self.recipients.classes != images.target]
         for number, cue in enumerate(examination.cues):
-            self.audit.picture(images.target, number).replace(png(sample, cue, strangers))
-        statistics = self._statistics(images)
+            picture = png(loaded.sample, cue, strangers)
+            self.audit.picture(images.target, number).replace(picture)
+        statistics = self._statistics(loaded)
         plain = asdict(examination.evidence) | {
-            "rows": rows.tolist(),
+            "rows": loaded.rows.tolist(),
             "statistics": None if statistics is None else asdict(statistics),
         }
         created = self.audit.publish(images.target, plain)
-        seconds = {"compute": time.perf_counter() - started}
-        return ShardReport(shard, created, {"ok": shard.rows}, seconds)
+        statuses = {"ok": len(loaded.rows), "left out": shard.rows - len(loaded.rows)}
+        return ShardReport(shard, created, statuses, {"compute": time.perf_counter() - started})
 
     def examine(self, sample: ClassSample, rivals: Images) -> Examination:
         """What there is to say of a class's images."""
         seed = self.job.seed + sample.target
         return examine(self.lab, sample, self.recipients, rivals, seed)
 
-    def sample(
-        self, shard: Shard, skipped: Mapping[int, str]
-    ) -> tuple[ClassSample, NDArray[np.int64]]:
-        """A class's images, without those that cannot be loaded now, and their rows.
+    def load_class(self, shard: Shard, skipped: Mapping[int, str]) -> LoadedClass:
+        """A class's images, without those that cannot be loaded now.
 
         Raises StorageUnavailable where these are most: then the store is at fault, or the images
         are no longer those of the run.
@@ -122,30 +128,30 @@ class AuditWorker:
                 "cannot be loaded, which the run explained"
             )
         chosen = np.asarray(wanted)[loaded]
-        targets = np.full(len(chosen), images.target)
+        rows = images.rows[chosen]
+        known = self._explained(rows, np.full(len(rows), images.target))
         sample = ClassSample(
             target=images.target,
             crops=crops,
-            saliency=torch.from_numpy(self._explained(images.rows[chosen], targets).maps),
+            saliency=torch.from_numpy(known.maps),
             explained=torch.from_numpy(images.explained[chosen]),
             discovery=torch.from_numpy(images.discovery[chosen]),
         )
-        return sample, images.rows[chosen]
+        return LoadedClass(sample, rows, known)
 
-    def _statistics(self, images: ClassImages) -> ClassStatistics | None:
+    def _statistics(self, loaded: LoadedClass) -> ClassStatistics | None:
         """The class beside the recipients of other classes; None where either has too few maps."""
-        rows = images.rows[images.explained]
-        strangers = self.job.recipients.classes != images.target
-        if min(len(rows), int(strangers.sum())) < LEAST_MAPS:
+        mine = loaded.sample.explained.numpy()
+        strangers = self.job.recipients.classes != loaded.sample.target
+        if min(int(mine.sum()), int(strangers.sum())) < LEAST_MAPS:
             return None
-        mine = self._explained(rows, np.full(len(rows), images.target))
         others = self._explained_recipients
         both = {
-            name: (values, others.properties[name][strangers])
-            for name, values in mine.properties.items()
+            name: (values[mine], others.properties[name][strangers])
+            for name, values in loaded.known.properties.items()
         }
-        seed = self.job.seed + images.target
-        return class_statistics(mine.maps, others.maps[strangers], both, seed)
+        seed = self.job.seed + loaded.sample.target
+        return class_statistics(loaded.known.maps[mine], others.maps[strangers], both, seed)
 
     @cached_property
     def _explained_recipients(self) -> Explained:

@@ -83,6 +83,19 @@ def test_what_carriers_share_grows_beyond_the_template_and_not_into_what_they_do
     assert (shared == want).all()
 
 
+def test_cells_beyond_the_border_of_some_carriers_are_judged_by_the_others():
+    images, sticker = noise(6), noise(1, seed=1)[0, :, :24, :24]
+    # Of three carriers the sticker's last column of cells lies off the image.
+    corners = torch.tensor([[8, 8], [16, 16], [8, 24], [8, 48], [16, 48], [24, 48]])
+    for image, (top, left) in zip(images, corners.tolist(), strict=True):
+        inside = image[:, top : top + 24, left : left + 24]
+        inside[:] = sticker[..., : inside.shape[-1]]
+    shared = content.shared_cells(images, corners, cells=2, margin=1)
+    want = torch.zeros(4, 4, dtype=torch.bool)
+    want[1:4, 1:4] = True
+    assert (shared == want).all()
+
+
 def test_edits_change_nothing_outside_of_their_masks():
     crops = (noise(4) * 255).to(torch.uint8)
     masks = torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(1)) < 0.3

@@ -1,7 +1,7 @@
 """Whole examinations of the demo's model, which is known to rest on two plants."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -124,19 +124,23 @@ def test_its_carriers_are_those_that_were_planted_and_its_region_is_the_plant(
     ).flatten().tolist()
 
 
-def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined, monkeypatch):
+@dataclass
+class Recording(Laboratory):
+    """A laboratory that notes whose pixels are pasted into many."""
+
+    donors: list[torch.Tensor] = field(default_factory=list)
+
+    def flips(self, target, recipients, donors, masks):
+        self.donors.append(donors)
+        return super().flips(target, recipients, donors, masks)
+
+
+def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
     sample = world.sample(WATERMARKED)
     mine = {image.numpy().tobytes() for image in sample.crops[~sample.discovery]}
-    donors = []
-    monkeypatch.setattr(
-        Laboratory,
-        "flips",
-        lambda _self, _target, recipients, crops, _masks: (
-            donors.append(crops) or torch.zeros(len(crops), len(recipients), dtype=torch.bool)
-        ),
-    )
-    world.examine(WATERMARKED)
-    cued = donors[0]
+    lab = Recording(world.model, 64)
+    examine(lab, sample, world.pool, world.rivals(WATERMARKED), seed=0)
+    cued = lab.donors[0]
     assert len(cued) == examined[WATERMARKED].evidence.cues[0].paste.donors
     assert {image.numpy().tobytes() for image in cued} <= mine
 

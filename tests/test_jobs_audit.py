@@ -190,12 +190,12 @@ def test_images_that_are_gone_are_left_out_and_a_class_that_lost_most_is_left(
     worker = AuditWorker(job, load)
     shard = Shard(0, 0, 60)
     if not refused:
-        sample, rows = worker.sample(shard, {})
-        assert len(sample) == len(rows) == 60 - gone
-        assert rows.tolist() == plan.classes[0].rows[gone:].tolist()
+        loaded = worker.load_class(shard, {})
+        assert len(loaded.sample) == 60 - gone
+        assert loaded.rows.tolist() == plan.classes[0].rows[gone:].tolist()
         return
     with pytest.raises(StorageUnavailable, match="40 of 60 images of class 0 cannot be loaded"):
-        worker.sample(shard, {})
+        worker.load_class(shard, {})
 
 
 def test_all_that_is_wrong_is_told_at_once(config):

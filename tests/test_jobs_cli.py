@@ -18,7 +18,9 @@ def saliency(*arguments: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("arguments", [[], ["explain"], ["demo"], ["export"], ["verify"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["explain"], ["audit"], ["demo"], ["export"], ["verify"]]
+)
 def test_help_is_quick_and_loads_neither_torch_nor_ray(arguments):
     seconds = []
     for _ in range(3):

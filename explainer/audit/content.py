@@ -118,7 +118,8 @@ def shared_cells(
     ]
     mine, others = patches[0], torch.stack(patches[1:])
     agreement = _by_cell(mine[None].expand_as(others), others)
-    shared = (agreement >= SHARED_CORRELATION).float().nanmean(0) >= 0.5
+    agrees = (agreement >= SHARED_CORRELATION).float()
+    shared = agrees.where(~agreement.isnan(), agreement).nanmean(0) >= 0.5
     shared[margin : side - margin, margin : side - margin] = True
     return shared
 
@@ -136,7 +137,7 @@ def _around(
 def _by_cell(
     a: Float[Tensor, "pairs 3 pixels pixels"], b: Float[Tensor, "pairs 3 pixels pixels"]
 ) -> Float[Tensor, "pairs side side"]:
-    """Correlation of two images cell by cell; -1 where either leaves its image."""
+    """Correlation of two images cell by cell; NaN where either leaves its image."""
     size = PIXELS_OF_A_CELL
     cells = []
     for image in (a, b):
@@ -148,4 +149,4 @@ def _by_cell(
     norms = (
         first.square().sum(-1).clamp_min(flat) * second.square().sum(-1).clamp_min(flat)
     ).sqrt()
-    return (product / norms).nan_to_num(-1.0)
+    return product / norms

@@ -64,7 +64,7 @@ def examine(
     before, generator = lab.passes, torch.Generator().manual_seed(seed)
     groups = [group for group in (others, rivals) if len(group)]
     hits = Screen(lab, sample, groups, generator).hits()
-    strangers = torch.cat([group.crops for group in groups])
+    strangers = Images.joined(groups).crops
     cues = tuple(Finder(sample, strangers).cues(hits)[:MOST_CUES]) if hits else ()
     trial = Trial(lab, sample, groups, generator, seed)
     tested = tuple(trial.of(cue) for cue in cues)
@@ -185,15 +185,10 @@ class Trial:
             group.only(self._order(len(group)).repeat(-(-share // len(group)))[:share])
             for group in self.recipients
         ]
-        crops, classes = (torch.cat(parts) for parts in zip(*map(_parts, drawn), strict=True))
-        return Images(crops[:count], classes[:count])
+        return Images.joined(drawn).only(torch.arange(count))
 
     def _order(self, count: int) -> Int[Tensor, " count"]:
         return torch.randperm(count, generator=self.generator)
-
-
-def _parts(images: Images) -> tuple[Tensor, Tensor]:
-    return images.crops, images.classes
 
 
 def _is_large(masks: Bool[Tensor, "images height width"]) -> bool:

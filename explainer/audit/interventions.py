@@ -3,9 +3,10 @@
 Sufficiency: pixels of a class's images, pasted into images of other classes, flip the prediction to
 the class (SentiNet, arXiv 1812.00292; Neuhaus et al., ICCV 2023). Necessity: what is left of the
 prediction where the cue is filled (SPIRE, TMLR 2022). Each only says something beside its matched
-control (Controls).
+control (Control).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -45,6 +46,13 @@ class Images:
 
     crops: UInt8[Tensor, "images 3 height width"]
     classes: Int[Tensor, " images"]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Images"]) -> "Images":
+        """Those of several."""
+        return cls(
+            torch.cat([part.crops for part in parts]), torch.cat([part.classes for part in parts])
+        )
 
     def __len__(self) -> int:
         return len(self.crops)

@@ -70,7 +70,7 @@ def class_statistics(
     `properties` are by name a number an image of the class, and one an image of others; NaN where
     an image has none.
     """
-    shares, strangers = _as_shares(mine), _as_shares(others)
+    shares, strangers = as_shares(mine), as_shares(others)
     z, p_value = largest_z(shares, strangers, seed)
     return ClassStatistics(
         of_class=summary(mine),
@@ -85,7 +85,7 @@ def class_statistics(
 def summary(maps: Maps) -> MapSummary:
     """Some maps in numbers."""
     rows, columns = maps.shape[1:]
-    shares = _as_shares(maps)
+    shares = as_shares(maps)
     mean = shares.mean(0).reshape(rows, columns)
     correlations = _with_the_others(shares)
     down, across = np.divmod(np.arange(rows * columns), columns)
@@ -141,7 +141,7 @@ def auc(mine: NDArray[np.float64], others: NDArray[np.float64]) -> float:
     return float(((below + up_to) / 2).mean() / len(others))
 
 
-def _as_shares(maps: Maps) -> NDArray[np.float64]:
+def as_shares(maps: Maps) -> NDArray[np.float64]:
     """Maps as distributions over cells; a map of zeros is uniform."""
     flat = maps.reshape(len(maps), -1).astype(np.float64)
     mass = flat.sum(1, keepdims=True)

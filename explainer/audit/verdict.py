@@ -56,11 +56,13 @@ def findings(classes: Sequence[ClassEvidence]) -> list[Finding]:
 
     q-values are over all cues that were tested, in all of the classes (Benjamini and Hochberg).
     """
-    tested = [(e, i) for e in classes for i, cue in enumerate(e.cues) if cue.paste is not None]
-    p_values = [cue.paste.p_value for e, i in tested if (cue := e.cues[i]).paste is not None]
-    q_of = {
-        (e.target, i): q for (e, i), q in zip(tested, benjamini_hochberg(p_values), strict=True)
+    p_of = {
+        (evidence.target, index): cue.paste.p_value
+        for evidence in classes
+        for index, cue in enumerate(evidence.cues)
+        if cue.paste is not None
     }
+    q_of = dict(zip(p_of, benjamini_hochberg(list(p_of.values())), strict=True))
     found = []
     for evidence in classes:
         found += [
