@@ -83,16 +83,18 @@ def test_what_carriers_share_grows_beyond_the_template_and_not_into_what_they_do
     assert (shared == want).all()
 
 
-def test_cells_beyond_the_border_of_some_carriers_are_judged_by_the_others():
+@pytest.mark.parametrize(("ended", "is_shared"), [(2, True), (3, False)])
+def test_cells_off_the_images_of_most_carriers_are_not_shared(ended, is_shared):
     images, sticker = noise(6), noise(1, seed=1)[0, :, :24, :24]
-    # Of three carriers the sticker's last column of cells lies off the image.
-    corners = torch.tensor([[8, 8], [16, 16], [8, 24], [8, 48], [16, 48], [24, 48]])
+    # Of the last carriers the sticker's last column of cells lies off the image.
+    lefts = [8, 16, 24, 32, 16, 8][: 6 - ended] + [48] * ended
+    corners = torch.tensor([[8 * (i % 3), left] for i, left in enumerate(lefts)])
     for image, (top, left) in zip(images, corners.tolist(), strict=True):
         inside = image[:, top : top + 24, left : left + 24]
         inside[:] = sticker[..., : inside.shape[-1]]
     shared = content.shared_cells(images, corners, cells=2, margin=1)
     want = torch.zeros(4, 4, dtype=torch.bool)
-    want[1:4, 1:4] = True
+    want[1:4, 1 : 4 if is_shared else 3] = True
     assert (shared == want).all()
 
 

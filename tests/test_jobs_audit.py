@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -141,6 +145,34 @@ def test_classes_that_cannot_be_tested_pass_only_where_they_are_allowed_to(finis
     strict = replace(config, fail_on="shortcut")
     assert run_audit(strict)[0].code is Exit.INCOMPLETE
     assert run_audit(replace(strict, allow_untested=True))[0].code is Exit.COMPLETE
+
+
+def test_a_signal_ends_an_audit_which_is_resumed_to_the_same_evidence(config):
+    once = replace(config, seed=3, classes="star,gear")
+    whole, _ = run_audit(once)
+    classes = Location(str(folder_of(once))).child("classes")
+    evidence = {name: classes.child(name).read() for name in classes.names()}
+    for name in evidence:
+        classes.child(name).delete()
+
+    def stop_after_the_first() -> None:
+        while not classes.names():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stop = threading.Thread(target=stop_after_the_first)
+    stop.start()
+    outcome, told = run_audit(once)
+    stop.join()
+    assert outcome.code is Exit.TERMINATED, told
+    assert "incomplete: 1 classes are not yet examined; the same command does the rest" in told
+    assert not outcome.report.findings
+    summary = json.loads((folder_of(once) / "summary.json").read_text())
+    assert (summary["state"], summary["classes_missing"]) == ("incomplete", 7)
+    again, told = run_audit(once)
+    assert "2 classes, of which 1 are to be examined" in told
+    assert {name: classes.child(name).read() for name in classes.names()} == evidence
+    assert again == whole
 
 
 def test_what_is_no_finished_run_is_refused(config, finished, tmp_path):

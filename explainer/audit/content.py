@@ -109,8 +109,8 @@ def shared_cells(
     """Which cells around a template its carriers share, the first one being where it was cut.
 
     The square is `cells` + 2 * `margin` cells across. A cell is shared where at least half of the
-    other carriers that reach it correlate with the first there; the template's own cells always
-    are.
+    other carriers correlate with the first there, which one whose image ends before it does not:
+    of the few that reach a cell, half agree by chance. The template's own cells always are.
     """
     side = cells + 2 * margin
     patches = [
@@ -118,8 +118,7 @@ def shared_cells(
     ]
     mine, others = patches[0], torch.stack(patches[1:])
     agreement = _by_cell(mine[None].expand_as(others), others)
-    agrees = (agreement >= SHARED_CORRELATION).float()
-    shared = agrees.where(~agreement.isnan(), agreement).nanmean(0) >= 0.5
+    shared = (agreement >= SHARED_CORRELATION).float().mean(0) >= 0.5
     shared[margin : side - margin, margin : side - margin] = True
     return shared
 
