@@ -13,6 +13,7 @@ from storage.runs import Run
 
 COLUMNS = ("row", "status", "label", "predicted", "target")
 READERS = 16
+PRUNED_AT = 2**18
 # Images of other classes that cues are pasted into, spread evenly over the classes.
 POOL = 128
 # Of the classes that a class is mistaken for, the first so many, and so many of their images.
@@ -97,11 +98,13 @@ def candidates(run: Run, images: int, seed: int) -> Candidates:
     def read(index: int) -> Candidates:
         return of_part(run.read_part(index, list(COLUMNS)), seed).first(images)
 
-    parts = in_order(read, sorted(run.committed()), READERS)
-    found = Candidates.joined([of_part(_NOTHING, seed)])
-    for part in parts:
-        found = Candidates.joined([found, part]).first(images)
-    return found
+    found, rows = [of_part(_NOTHING, seed)], 0
+    for part in in_order(read, sorted(run.committed()), READERS):
+        found.append(part)
+        rows += len(part.rows)
+        if rows > PRUNED_AT + len(found[0].rows):  # seldom: each time all are sorted
+            found, rows = [Candidates.joined(found).first(images)], 0
+    return Candidates.joined(found).first(images)
 
 
 def of_part(table: pa.Table, seed: int) -> Candidates:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from explainer.audit.evidence import ClassEvidence, CueEvidence
+from explainer.audit.significance import Estimate
 from explainer.audit.statistics import MapSummary
 from explainer.audit.verdict import Finding, Verdict, findings, worst
 from explainer.classes import ClassNames
@@ -138,26 +139,28 @@ def _row(report: Report, finding: Finding) -> dict[str, Any]:
 
 
 def _of_cue(cue: CueEvidence) -> dict[str, Any]:
-    row: dict[str, Any] = {name: getattr(cue, name) for name in ("kind", "origin", "is_fixed")}
-    row |= {
+    row: dict[str, Any] = {
+        "kind": cue.kind,
+        "origin": cue.origin,
+        "is_fixed": cue.is_fixed,
         "area": cue.area,
         "carriers": len(cue.carriers),
-        "carrier_share": cue.carrier_share.value,
-        "carrier_share_low": cue.carrier_share.low,
-        "carrier_share_high": cue.carrier_share.high,
         "accuracy_of_carriers": cue.accuracy_of_carriers.value,
         "accuracy_of_others": cue.accuracy_of_others.value,
+        **_estimate("carrier_share", cue.carrier_share),
     }
     if cue.paste is not None:
         row |= {f"flips_{name.replace(' ', '_')}": v for name, v in cue.paste.controls.items()}
         row |= {"flips": cue.paste.flips, "p_value": cue.paste.p_value}
-        lift = cue.paste.lift
-        row |= {"lift": lift.value, "lift_low": lift.low, "lift_high": lift.high}
+        row |= _estimate("lift", cue.paste.lift)
     if cue.removal is not None:
-        drop = cue.removal.drop
         row |= {"kept_without": cue.removal.without, "kept_elsewhere": cue.removal.elsewhere}
-        row |= {"drop": drop.value, "drop_low": drop.low, "drop_high": drop.high}
+        row |= _estimate("drop", cue.removal.drop)
     return row
+
+
+def _estimate(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def _carriers(report: Report, grid: tuple[int, int]) -> list[dict[str, Any]]:

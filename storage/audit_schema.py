@@ -9,7 +9,6 @@ from storage.schema import SCHEMA_VERSION, always, field, with_grid
 
 def findings() -> pa.Schema:
     """The schema of an audit's findings.parquet. Key: (target, cue)."""
-    share = "95% interval"
     fields = [
         always("target", pa.int32(), "class index"),
         field("target_name", pa.string(), "name of the class"),
@@ -26,28 +25,31 @@ def findings() -> pa.Schema:
         field("is_fixed", pa.bool_(), "whether its carriers hold it at one place"),
         field("area", pa.float64(), "share of an image that it covers"),
         field("carriers", pa.int32(), "images that hold it, of those that were looked at"),
-        field("carrier_share", pa.float64(), "carriers as a share of these"),
-        field("carrier_share_low", pa.float64(), f"lower end of its {share} (Wilson)"),
-        field("carrier_share_high", pa.float64(), f"upper end of its {share}"),
+        *_estimate("carrier_share", "carriers as a share of these"),
         field("flips", pa.float64(), "share of other classes' images that it flips when pasted"),
         field("flips_noise", pa.float64(), "the same of random pixels in its place"),
         field("flips_other_class", pa.float64(), "the same of the region in other classes"),
         field("flips_elsewhere", pa.float64(), "the same of another region of its carriers"),
-        field("lift", pa.float64(), "flips beyond the strongest of these three controls"),
-        field("lift_low", pa.float64(), f"lower end of its {share}"),
-        field("lift_high", pa.float64(), f"upper end of its {share}"),
+        *_estimate("lift", "flips beyond the strongest of these three controls"),
         field("p_value", pa.float64(), "of the lift, the largest over the controls"),
         field("q_value", pa.float64(), "p_value over all cues of the audit (Benjamini-Hochberg)"),
         field("kept_without", pa.float64(), "share of carriers still right without the cue"),
         field("kept_elsewhere", pa.float64(), "the same with another place removed"),
-        field("drop", pa.float64(), "the difference of these two"),
-        field("drop_low", pa.float64(), f"lower end of its {share}"),
-        field("drop_high", pa.float64(), f"upper end of its {share}"),
+        *_estimate("drop", "the difference of these two"),
         field("accuracy_of_carriers", pa.float64(), "share of carriers predicted as the class"),
         field("accuracy_of_others", pa.float64(), "share of the class's other images"),
         field("accuracy_without", pa.float64(), "the class's accuracy if no image had the cue"),
     ]
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+def _estimate(name: str, comment: str) -> list[pa.Field]:
+    """A number and the ends of its interval."""
+    return [
+        field(name, pa.float64(), comment),
+        field(f"{name}_low", pa.float64(), "lower end of its 95% interval"),
+        field(f"{name}_high", pa.float64(), "upper end of its 95% interval"),
+    ]
 
 
 def carriers(grid: tuple[int, int]) -> pa.Schema:

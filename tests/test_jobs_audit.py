@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from explainer.audit.verdict import Verdict
-from jobs import pictures
+from jobs import audit_plan, pictures
 from jobs.audit import Outcome, Plan, audit, audit_job, read_subject
 from jobs.audit_plan import candidates, class_images, recipients
 from jobs.audit_worker import AuditWorker
@@ -173,6 +173,15 @@ def test_a_signal_ends_an_audit_which_is_resumed_to_the_same_evidence(config):
     assert "2 classes, of which 1 are to be examined" in told
     assert {name: classes.child(name).read() for name in classes.names()} == evidence
     assert again == whole
+
+
+def test_the_images_of_many_parts_are_those_of_all_at_once(config, monkeypatch):
+    run = read_subject(config).run
+    whole = candidates(run, 20, seed=0)
+    monkeypatch.setattr(audit_plan, "PRUNED_AT", 8)  # parts have 16 rows
+    pruned = candidates(run, 20, seed=0)
+    assert sorted(whole.rows.tolist()) == sorted(pruned.rows.tolist())
+    assert len(whole.rows) == 20 * len(pictures.CLASS_NAMES)
 
 
 def test_what_is_no_finished_run_is_refused(config, finished, tmp_path):
