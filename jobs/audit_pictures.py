@@ -10,7 +10,7 @@ from torch import Tensor
 
 from explainer.audit.cues import Cue
 from explainer.audit.interventions import Fill, filled
-from explainer.audit.screen import ClassSample
+from explainer.audit.sample import ClassSample
 
 COLUMNS, GAP, CAPTION = 6, 4, 16
 LEAST_SIDE = 112
@@ -28,7 +28,7 @@ def png(sample: ClassSample, cue: Cue, recipients: Tensor) -> bytes:
             "carriers, the cue outlined",
             [_outlined(crop, mask) for crop, mask in zip(crops, masks, strict=True)],
         ),
-        ("without the cue", [_pixels(each) for each in filled(crops, masks, Fill.MEAN, crops)]),
+        ("without the cue", [_pixels(each) for each in filled(crops, masks, Fill.SURROUND, crops)]),
         ("other classes, the cue pasted", [_pixels(each) for each in pasted]),
     ]
     file = io.BytesIO()

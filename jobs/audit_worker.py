@@ -14,7 +14,7 @@ from torch import Tensor
 
 from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory
-from explainer.audit.screen import ClassSample
+from explainer.audit.sample import ClassSample
 from explainer.audit.statistics import ClassStatistics, class_statistics
 from jobs.audit_pictures import png
 from jobs.audit_plan import ClassImages, Recipients

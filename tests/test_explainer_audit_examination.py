@@ -12,7 +12,7 @@ from explainer import VitClassifier, explain, load_model
 from explainer.audit.evidence import ClassEvidence
 from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory
-from explainer.audit.screen import ClassSample
+from explainer.audit.sample import ClassSample
 from explainer.audit.verdict import Verdict, findings, worst
 from explainer.checkpoints import read_checkpoint
 from jobs import pictures

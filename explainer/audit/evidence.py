@@ -21,13 +21,15 @@ class Carrier:
 class Paste:
     """What pasting a cue does: shares of flips to the class, and how far they exceed the controls.
 
-    `lift` is over the strongest control, `p_value` the largest over the controls; `donors` say how
-    many images the cue was taken from.
+    `lift` is of flips over the strongest control, `shift` of the class's log-odds over the control
+    that raises them most; `p_value` is that of the shift, the largest over the controls. `donors`
+    say how many images the cue was taken from.
     """
 
     flips: float
     controls: Mapping[Control, float]
     lift: Estimate
+    shift: Estimate
     p_value: float
     donors: int
 
@@ -35,7 +37,8 @@ class Paste:
     def of(cls, plain: Mapping[str, Any]) -> "Paste":
         """From what dataclasses.asdict made of one, through JSON or not."""
         controls = {Control(name): flips for name, flips in plain["controls"].items()}
-        return cls(**{**plain, "controls": controls, "lift": Estimate(**plain["lift"])})
+        estimates = {name: Estimate(**plain[name]) for name in ("lift", "shift")}
+        return cls(**{**plain, "controls": controls, **estimates})
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Removal:
     """What removing a cue from its carriers does: shares still predicted as the class.
 
     `elsewhere`: where as much is removed from another place; of a large region, where the same is
-    removed from other classes' images, which are to keep theirs. `drop` is their difference; the
-    fill is the one that makes it least.
+    removed from other classes' images, which are to keep theirs. `drop` is their difference. All
+    are means over fills.
     """
 
     without: float
@@ -57,12 +60,13 @@ class Removal:
 class CueEvidence:
     """A cue with its interventions; None where too few carriers are left to test it on.
 
-    `kind`: `content` was looked for everywhere, `region` at one place. `area`: the share of an
-    image that it covers. `carrier_share` is over the sampled images of the class;
-    `accuracy_of_carriers` and `_of_others` are shares that are predicted as the class.
+    `kind`: see Cue. `area`: the share of an image that it covers. `carrier_share` is over the
+    sampled images of the class; `accuracy_of_carriers` and `_of_others` are shares that are
+    predicted as the class. `deficit`: how much more often the class's other images are right than
+    its carriers without the cue; None where hardly any image is without it.
     """
 
-    kind: Literal["content", "region"]
+    kind: Literal["content", "background"]
     origin: str
     is_fixed: bool
     area: float
@@ -73,18 +77,20 @@ class CueEvidence:
     accuracy_of_others: Estimate
     paste: Paste | None
     removal: Removal | None
+    deficit: Estimate | None
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "CueEvidence":
         """From what dataclasses.asdict made of one, through JSON or not."""
         estimates = ("carrier_share", "accuracy_of_carriers", "accuracy_of_others")
-        paste, removal = plain["paste"], plain["removal"]
+        paste, removal, deficit = plain["paste"], plain["removal"], plain["deficit"]
         read = {name: Estimate(**plain[name]) for name in estimates} | {
             "carriers": tuple(
                 Carrier(c["image"], c["likeness"], tuple(c["cells"])) for c in plain["carriers"]
             ),
             "paste": paste and Paste.of(paste),
             "removal": removal and Removal(**{**removal, "drop": Estimate(**removal["drop"])}),
+            "deficit": deficit and Estimate(**deficit),
         }
         return cls(**{**plain, **read})
 
@@ -93,14 +99,15 @@ class CueEvidence:
 class ClassEvidence:
     """What an examination of a class yields. `untestable` says why nothing could be tested.
 
-    `images` were sampled, `explained` of them are predicted as the class; `hits` are regions of
-    them that flip other classes' images; `passes` is what it cost, in images through the model.
+    `images` were sampled, `explained` of them are predicted as the class; `candidates` are cues
+    that were found, of which the best are tested where a first look at them shows an effect;
+    `passes` is what it cost, in images through the model.
     """
 
     target: int
     images: int
     explained: int
-    hits: int
+    candidates: int
     passes: int
     cues: tuple[CueEvidence, ...] = ()
     untestable: str | None = None

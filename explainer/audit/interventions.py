@@ -16,9 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from explainer.models import VitClassifier
+from explainer.reference import log_odds
 
-BLURRED = 4
 PLACES = 8
+# Less of a reduced pixel than this is no pixel to extend.
+LEAST_KNOWN = 0.3
 
 
 class Control(StrEnum):
@@ -35,9 +37,10 @@ class Control(StrEnum):
 class Fill(StrEnum):
     """What takes the place of what is removed."""
 
-    MEAN = "mean"
-    BLUR = "blur"
+    SURROUND = "surround"
+    """What surrounds it, extended smoothly: an edge stays none."""
     OTHER_CLASS = "other class"
+    """The same place of another class's image."""
 
 
 @dataclass(frozen=True)
@@ -91,29 +94,29 @@ class Laboratory:
         """The predicted class of each crop."""
         return self.logits(crops).argmax(-1)
 
-    def flips(
+    def paste(
         self,
         target: int,
         recipients: UInt8[Tensor, "recipients 3 height width"],
         donors: UInt8[Tensor, "donors 3 height width"],
         masks: Bool[Tensor, "donors height width"],
-    ) -> Bool[Tensor, "donors recipients"]:
-        """Whether a donor's pixels within its mask, pasted into a recipient, make it `target`."""
-        rows = [
-            self.predict(torch.where(mask, donor, recipients)) == target
-            for donor, mask in zip(donors, masks, strict=True)
-        ]
-        return torch.stack(rows) if rows else torch.empty(0, len(recipients), dtype=torch.bool)
+    ) -> "Pasted":
+        """What comes of each donor's pixels within its mask, pasted into each recipient."""
+        logits = torch.stack(
+            [
+                self.logits(torch.where(mask, donor, recipients))
+                for donor, mask in zip(donors, masks, strict=True)
+            ]
+        )
+        return Pasted(logits.argmax(-1) == target, log_odds(logits, target))
 
-    def flips_by_pairs(
-        self,
-        target: int,
-        recipients: UInt8[Tensor, "pairs 3 height width"],
-        donors: UInt8[Tensor, "pairs 3 height width"],
-        masks: Bool[Tensor, "pairs height width"],
-    ) -> Bool[Tensor, " pairs"]:
-        """As `flips`, each donor with a recipient of its own."""
-        return self.predict(torch.where(masks[:, None], donors, recipients)) == target
+
+@dataclass(frozen=True)
+class Pasted:
+    """Whether recipients are predicted as the class, and its log-odds, by donor and recipient."""
+
+    flips: Bool[Tensor, "donors recipients"]
+    log_odds: Float[Tensor, "donors recipients"]
 
 
 def noise(
@@ -129,23 +132,29 @@ def filled(
     fill: Fill,
     others: UInt8[Tensor, "images 3 height width"],
 ) -> UInt8[Tensor, "images 3 height width"]:
-    """Crops without what the masks cover: their mean colour, their blur, or `others` instead."""
-    if fill is Fill.OTHER_CLASS:
-        source = others
-    elif fill is Fill.MEAN:
-        source = crops.float().mean((2, 3), keepdim=True).round().to(torch.uint8)
-    else:
-        source = _blurred(crops)
+    """Crops without what the masks cover: what surrounds it, or `others`, instead."""
+    source = others if fill is Fill.OTHER_CLASS else _extended(crops, masks)
     return torch.where(masks[:, None], source, crops)
 
 
-def _blurred(
-    crops: UInt8[Tensor, "images 3 height width"],
+def _extended(
+    crops: UInt8[Tensor, "images 3 height width"], masks: Bool[Tensor, "images height width"]
 ) -> UInt8[Tensor, "images 3 height width"]:
-    """Reduced to BLURRED pixels across, and enlarged again."""
-    small = functional.interpolate(crops.float(), (BLURRED, BLURRED), mode="area")
-    large = functional.interpolate(small, tuple(crops.shape[-2:]), mode="bilinear")
-    return large.round().to(torch.uint8)
+    """What the masks leave, extended into them (push-pull, Gortler et al., The Lumigraph, 1996)."""
+    known = 1 - masks[:, None].float()
+    levels = [(crops.float() * known, known)]
+    while min(levels[-1][0].shape[-2:]) > 1:
+        levels.append((_halved(levels[-1][0]), _halved(levels[-1][1])))
+    smooth = levels[-1][0] / levels[-1][1].clamp_min(1e-6)
+    for colours, weights in reversed(levels[:-1]):
+        size = tuple(colours.shape[-2:])
+        coarse = functional.interpolate(smooth, size, mode="bilinear")
+        smooth = torch.where(weights > LEAST_KNOWN, colours / weights.clamp_min(1e-6), coarse)
+    return smooth.round().clamp(0, 255).to(torch.uint8)
+
+
+def _halved(values: Tensor) -> Tensor:
+    return functional.avg_pool2d(values, 2, ceil_mode=True, count_include_pad=False)
 
 
 def moved(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Z_95 = 1.959964
 RESAMPLES = 2000
+Outcomes = Bool[np.ndarray, "donors recipients"] | Float[np.ndarray, "donors recipients"]
 # Of so many units all 2^n assignments of signs are tried; of more, so many are drawn.
 EXACT_UNITS = 16
 
@@ -39,34 +40,48 @@ def _wilson(share: float, trials: int) -> Estimate:
 
 
 def lift(
-    treated: Bool[np.ndarray, "donors recipients"],
-    control: Bool[np.ndarray, "donors recipients"],
+    treated: Outcomes,
+    control: Outcomes,
     seed: int,
 ) -> Estimate:
-    """How many more flips the treatment causes: the wider of two 95% intervals.
+    """How many more flips, or larger shares, the treatment causes: the wider of two 95% intervals.
 
-    One is a bootstrap over donors and recipients both (Owen, The pigeonhole bootstrap, 2007); where
-    all outcomes are alike it is empty, and Newcombe's interval of a difference of shares (1998, its
-    method 10), with the recipients as trials, is not.
+    One is the bootstrap of `shift`; where all outcomes are alike it is empty, and the interval of
+    `difference`, with the recipients as trials, is not.
     """
-    difference = treated.astype(np.float64) - control.astype(np.float64)
-    donors, recipients = difference.shape
+    resampled = shift(treated * 1.0, control * 1.0, seed)
+    trials = treated.shape[1]
+    shares = difference(float(treated.mean()), trials, float(control.mean()), trials)
+    low, high = min(resampled.low, shares.low), max(resampled.high, shares.high)
+    return Estimate(resampled.value, low, high, resampled.of)
+
+
+def shift(
+    treated: Float[np.ndarray, "donors recipients"],
+    control: Float[np.ndarray, "donors recipients"],
+    seed: int,
+) -> Estimate:
+    """How much larger the treatment's outcomes are, with a bootstrap over donors and recipients.
+
+    Owen, The pigeonhole bootstrap, 2007.
+    """
+    differences = treated - control
+    donors, recipients = differences.shape
     random = np.random.default_rng(seed)
     rows = random.integers(0, donors, (RESAMPLES, donors))
     columns = random.integers(0, recipients, (RESAMPLES, recipients))
-    drawn = [difference[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)]
+    drawn = [differences[np.ix_(r, c)].mean() for r, c in zip(rows, columns, strict=True)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    least, most = _newcombe(float(treated.mean()), float(control.mean()), recipients)
-    return Estimate(
-        float(difference.mean()), min(float(low), least), max(float(high), most), difference.size
-    )
+    return Estimate(float(differences.mean()), float(low), float(high), differences.size)
 
 
-def _newcombe(treated: float, control: float, trials: int) -> tuple[float, float]:
-    one, other = (_wilson(share, trials) for share in (treated, control))
-    below = ((treated - one.low) ** 2 + (other.high - control) ** 2) ** 0.5
-    above = ((one.high - treated) ** 2 + (control - other.low) ** 2) ** 0.5
-    return treated - control - below, treated - control + above
+def difference(share: float, trials: int, other: float, of_other: int) -> Estimate:
+    """A share less another with Newcombe's interval (1998, its method 10)."""
+    one, two = _wilson(share, trials), _wilson(other, of_other)
+    below = ((share - one.low) ** 2 + (two.high - other) ** 2) ** 0.5
+    above = ((one.high - share) ** 2 + (other - two.low) ** 2) ** 0.5
+    value = share - other
+    return Estimate(value, value - below, value + above, trials + of_other)
 
 
 def sign_flip(differences: Float[np.ndarray, " units"], seed: int) -> float:

@@ -1,19 +1,21 @@
 """What the evidence about a cue says, and what the cue costs: plain rules, thresholds in one place.
 
-A cue is *sufficient* where pasting it flips other classes' images far more often than its controls,
-and *needed* where its carriers are lost without it. An object is both, too: what tells a shortcut
-is that many images share the same pixels, or the same place, and that some of the class do without.
+A cue is *needed* where its carriers are lost without it, and *sufficient* where pasting it raises
+the class in other classes' images beyond its controls. Parts of an object are both, too. What tells
+a shortcut is that many images share the same pixels, and that the class's other images, which are
+without, are right no more often than its carriers are once it is gone: the object is still there,
+and does not help. Where an object is cut, carriers fall far below the others.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from explainer.audit.evidence import ClassEvidence, CueEvidence
-from explainer.audit.screen import BACKGROUND
+from explainer.audit.cues import BACKGROUND
+from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
 
-LEAST_LIFT = 0.10
+LEAST_LIFT, LEAST_DROP = 0.10, 0.0
 MOST_Q = 0.05
 # A moving cue on so large a share of a class may well be what the class is.
 OBJECT_SHARE = 0.9
@@ -88,13 +90,7 @@ def worst(found: Sequence[Finding]) -> dict[int, Verdict]:
 def _without_cue(evidence: ClassEvidence) -> Finding:
     if evidence.untestable is not None:
         return Finding(evidence, None, Verdict.UNTESTABLE, evidence.untestable)
-    if evidence.hits:
-        reason = (
-            f"regions of {evidence.hits} images flip other classes' images, but share neither "
-            "content nor place: parts of objects do"
-        )
-    else:
-        reason = "nothing that was proposed flips other classes' images"
+    reason = f"none of {evidence.candidates} candidates has an effect at a first look"
     return Finding(evidence, None, Verdict.CLEARED, reason)
 
 
@@ -109,32 +105,50 @@ def _on_cue(evidence: ClassEvidence, index: int, q_value: float | None) -> Findi
         severity=cue.carrier_share.value * max(0.0, cue.removal.drop.value),
         accuracy_without=_accuracy_without(cue),
     )
-    verdict, reason = _judged(cue, cue.paste.lift.low, cue.removal.drop.low, q_value)
+    rules = _on_background if cue.kind == BACKGROUND else _on_content
+    verdict, reason = rules(cue, cue.paste, cue.removal, q_value)
     return replace(finding, verdict=verdict, reason=reason)
 
 
-def _judged(
-    cue: CueEvidence, least_lift: float, least_drop: float, q_value: float
+def _on_background(
+    cue: CueEvidence, paste: Paste, removal: Removal, q_value: float
+) -> tuple[Verdict, str]:
+    if paste.lift.low <= LEAST_LIFT or q_value >= MOST_Q or removal.drop.low <= 0:
+        return Verdict.CLEARED, _weak(paste, removal, q_value)
+    return Verdict.CONTEXT, "its background flips other classes' images, and it needs it"
+
+
+def _on_content(
+    cue: CueEvidence, paste: Paste, removal: Removal, q_value: float
 ) -> tuple[Verdict, str]:
     """The rules, in the order in which they apply."""
-    if least_lift <= LEAST_LIFT or q_value >= MOST_Q:
+    is_sufficient = paste.shift.low > 0 and q_value < MOST_Q
+    if removal.drop.low <= LEAST_DROP:
+        if is_sufficient and paste.lift.low > LEAST_LIFT:
+            return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
+        return Verdict.CLEARED, _weak(paste, removal, q_value)
+    if not is_sufficient:
+        return Verdict.CLEARED, _weak(paste, removal, q_value)
+    if cue.deficit is not None and cue.deficit.low > 0:
         return Verdict.CLEARED, (
-            f"pasting it lifts flips by at least {least_lift:.2f} (a shortcut: more than "
-            f"{LEAST_LIFT:.2f}) with q = {q_value:.2g} (less than {MOST_Q})"
+            f"without it carriers are right more seldom by {cue.deficit.value:.2f} than the "
+            "class's other images: it is part of what the class is"
         )
-    if cue.origin == BACKGROUND:
-        return Verdict.CONTEXT, "the same background flips other classes' images"
-    if least_drop <= 0:
-        # A region that looks alike by chance, such as a plain edge, flips some, too.
-        alike = Verdict.COMPACT_CUE if cue.kind == "content" else Verdict.CLEARED
-        return alike, "it is sufficient, but its carriers do without it"
-    if not cue.is_fixed and cue.carrier_share.value >= OBJECT_SHARE:
+    if not cue.is_fixed and cue.carrier_share.high >= OBJECT_SHARE:
         return Verdict.COMPACT_CUE, (
             f"{cue.carrier_share.value:.0%} of the class hold it, at varying places: it may be "
             "the object"
         )
     place = "at the same place" if cue.is_fixed else "at varying places"
     return Verdict.SHORTCUT, f"the same content {place} is sufficient, and its carriers need it"
+
+
+def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
+    return (
+        f"removing it loses at least {removal.drop.low:.2f} of its carriers, pasting it shifts "
+        f"log-odds by at least {paste.shift.low:.2f} (q = {q_value:.2g}) and flips by at least "
+        f"{paste.lift.low:.2f}: too little"
+    )
 
 
 def _accuracy_without(cue: CueEvidence) -> float:

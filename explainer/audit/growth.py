@@ -1,0 +1,253 @@
+"""From a window that a few images share to a cue: which pixels are alike, and who carries them.
+
+Carriers are told by the pixels of the window that are alike among them; only then the region is
+extended around it, or, where the content lies at one place, over the whole image. Carriers that
+were chosen by what surrounds the content would make that alike, too.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from explainer.audit.content import PIXELS_OF_A_CELL, Seed
+
+ROUNDS, PLACED_ROUNDS, MOST_MEMBERS = 3, 2, 24
+# Of the carriers of a window so many are those of the whole, too.
+KEPT_SHARE = 0.7
+SPARSE = 16  # pixels between those of other classes' images that stand for all of theirs
+# A pixel is alike where three quarters of the members are so near their median, in [0, 1], and
+# nearer by so much than half of other classes' images are. Farther than FAR counts as FAR.
+ALIKE_SHARE, ALIKE, NEARER = 0.75, 0.08, 0.4
+FAR = 0.12
+# A carrier is more like the cue than this share of other classes' images, and at least so much.
+OF_OTHERS, LEAST_LIKENESS = 0.99, 0.35
+LEAST_CARRIERS = 2
+LEAST_AROUND, MOST_AROUND = 0.45, 0.65
+# What is alike all over is the same image, and nothing of it.
+MOST_OF_IMAGE = 0.6
+LEAST_PIXELS = PIXELS_OF_A_CELL**2 // 2
+# Cells around a window that may belong to the cue; those of one place lie within so many cells.
+MARGIN, FIXED_CELLS, FIXED_SHARE = 2, 1.0, 0.8
+LEAST_TO_ALIGN = 4  # so many images are alike at one place by more than chance
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Reduced images of a class and of others; `discovery` is half of the former."""
+
+    mine: Float[Tensor, "images 3 height width"]
+    theirs: Float[Tensor, "others 3 height width"]
+    discovery: Bool[Tensor, " images"]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.mine.shape[-2], self.mine.shape[-1])
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How much each image holds of a template: 1 all, 0 as little as other classes' typical one."""
+
+    mine: Float[Tensor, " images"]
+    theirs: Float[Tensor, " others"]
+    corners: Int[Tensor, "images 2"]
+    least: float = LEAST_LIKENESS
+
+    @property
+    def threshold(self) -> float:
+        """The likeness that a carrier has, from that of images that are none."""
+        return max(self.least, float(self.theirs.quantile(OF_OTHERS)))
+
+    @property
+    def carriers(self) -> Bool[Tensor, " images"]:
+        return self.mine >= self.threshold
+
+
+@dataclass(frozen=True)
+class Template:
+    """Pixels that are alike in some images, which are averages of theirs."""
+
+    pixels: Float[Tensor, "3 height width"]
+    mask: Bool[Tensor, "height width"]
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A cue in reduced images: likeness, region, centre in cells, and whether at one place."""
+
+    likeness: Likeness
+    masks: Bool[Tensor, "images height width"]
+    places: Float[Tensor, "images 2"]
+    is_fixed: bool
+
+
+def grow(seed: Seed, gallery: Gallery) -> Grown | None:
+    """The cue that a seed's windows belong to; None where they share too little, or by chance."""
+    side = seed.side
+    images = [window.image for window in seed.windows]
+    corners = torch.tensor([(window.top, window.left) for window in seed.windows])
+    anywhere = gallery.theirs[:, :, ::SPARSE, ::SPARSE].movedim(1, -1).reshape(-1, 3, 1, 1)
+    for _ in range(ROUNDS):
+        windows = cut(gallery.mine[images], corners, side)
+        core = template(windows, anywhere)
+        if int(core.mask.sum()) < LEAST_PIXELS:
+            return None
+        held = likeness(core, gallery)
+        members = held.carriers & gallery.discovery & _inside(held.corners, side, gallery.size)
+        if int(members.sum()) < LEAST_CARRIERS:
+            return None
+        chosen = torch.nonzero(members).flatten()[:MOST_MEMBERS]
+        images, corners = chosen.tolist(), held.corners[chosen]
+    places = (held.corners + _centre(core.mask)) / PIXELS_OF_A_CELL
+    fixed = _at_one_place(core, held, places, chosen, gallery)
+    return fixed or _moving(core, held, places, chosen, gallery, anywhere)
+
+
+def template(
+    members: Float[Tensor, "members 3 height width"],
+    others: Float[Tensor, "others 3 down across"],
+) -> Template:
+    """The members' median, and where they are alike and others' pixels are not.
+
+    `others` are images of the same size, or single pixels; NaN, off an image, is like nothing.
+    """
+    median = members.nanmedian(0).values
+    away = (members - median).abs().mean(1).nan_to_num(nan=float("inf"))
+    spread = away.kthvalue(max(1, round(ALIKE_SHARE * len(members))), 0).values
+    strange = (others - median).abs().mean(1).median(0).values
+    alike = (spread <= ALIKE) & (spread <= NEARER * strange)
+    around = functional.avg_pool2d(alike[None, None].float(), 3, 1, 1, count_include_pad=False)[
+        0, 0
+    ]
+    # Lines of one pixel stay, single pixels go, and holes are filled.
+    return Template(
+        median.nan_to_num(), (alike & (around >= LEAST_AROUND)) | (around >= MOST_AROUND)
+    )
+
+
+def likeness(found: Template, gallery: Gallery) -> Likeness:
+    """How much each image holds of a template at the place that holds most of it."""
+    mine, theirs = (_distances(found, images) for images in (gallery.mine, gallery.theirs))
+    best = mine.flatten(1).min(1)
+    others = theirs.flatten(1).min(1).values
+    across = mine.shape[-1]
+    top, left = (int(cells.min()) for cells in torch.nonzero(found.mask, as_tuple=True))
+    corners = torch.stack([best.indices // across - top, best.indices % across - left], 1)
+    return _likeness(best.values, others, corners)
+
+
+def _likeness(mine: Tensor, others: Tensor, corners: Int[Tensor, "images 2"]) -> Likeness:
+    typical = others.median().clamp_min(1e-4)
+    return Likeness(1 - mine / typical, 1 - others / typical, corners)
+
+
+def _distances(
+    found: Template, images: Float[Tensor, "images 3 height width"]
+) -> Float[Tensor, "images down across"]:
+    """Mean squared distances over a template's mask, at every place where its box fits."""
+    rows, columns = torch.nonzero(found.mask, as_tuple=True)
+    box = (slice(int(rows.min()), int(rows.max()) + 1),
+           slice(int(columns.min()), int(columns.max()) + 1))  # fmt: skip
+    weights = found.mask[box].float()
+    pixels = found.pixels[(slice(None), *box)] * weights
+    squares = functional.conv2d(images.square().sum(1, keepdim=True), weights[None, None])
+    products = functional.conv2d(images, pixels[None])
+    total = squares - 2 * products + (pixels * found.pixels[(slice(None), *box)]).sum()
+    return (total[:, 0] / (3 * weights.sum())).clamp_min(0)
+
+
+def _at_one_place(
+    core: Template,
+    held: Likeness,
+    places: Float[Tensor, "images 2"],
+    chosen: Int[Tensor, " members"],
+    gallery: Gallery,
+) -> Grown | None:
+    """The cue over the whole image, where its carriers are alike at one place; else None."""
+    together = are_together(places[chosen])
+    if not together and len(chosen) < LEAST_TO_ALIGN:
+        return None
+    least = LEAST_PIXELS if together else int(core.mask.sum())
+    for _ in range(PLACED_ROUNDS):
+        whole = template(gallery.mine[chosen], gallery.theirs)
+        if int(whole.mask.sum()) < least or float(whole.mask.float().mean()) > MOST_OF_IMAGE:
+            return None
+        found = _in_place(whole, gallery)
+        members = torch.nonzero(found.carriers & gallery.discovery).flatten()
+        if len(members) < KEPT_SHARE * int((held.carriers & gallery.discovery).sum()):
+            return None
+        chosen = members[:MOST_MEMBERS]
+    masks = whole.mask.expand(len(gallery.mine), -1, -1)
+    centres = (_centre(whole.mask) / PIXELS_OF_A_CELL).expand(len(gallery.mine), -1)
+    return Grown(found, masks, centres, is_fixed=True)
+
+
+def _in_place(whole: Template, gallery: Gallery) -> Likeness:
+    """Likeness at the template's own place; a pixel far away counts as one that is unlike.
+
+    Pixels of a seam are blends with what is beside it, which differs.
+    """
+    mine, theirs = (
+        (images - whole.pixels).abs().mean(1).clamp(max=FAR)[:, whole.mask].mean(1)
+        for images in (gallery.mine, gallery.theirs)
+    )
+    return _likeness(mine, theirs, torch.zeros(len(mine), 2, dtype=torch.long))
+
+
+def _moving(
+    core: Template,
+    held: Likeness,
+    places: Float[Tensor, "images 2"],
+    chosen: Int[Tensor, " members"],
+    gallery: Gallery,
+    anywhere: Float[Tensor, "pixels 3 1 1"],
+) -> Grown:
+    """The cue with what surrounds it alike in its carriers, at each image's own place."""
+    margin = MARGIN * PIXELS_OF_A_CELL
+    side = len(core.mask) + 2 * margin
+    padded = functional.pad(gallery.mine, (side,) * 4, value=float("nan"))
+    corners = held.corners - margin
+    around = cut(padded[chosen], corners[chosen] + side, side)
+    mask = template(around, anywhere).mask
+    mask[margin : side - margin, margin : side - margin] |= core.mask
+    height, width = gallery.size
+    sheets = torch.zeros(len(corners), height + 2 * side, width + 2 * side, dtype=torch.bool)
+    for sheet, (top, left) in zip(sheets, (corners + side).tolist(), strict=True):
+        sheet[top : top + side, left : left + side] = mask
+    masks = sheets[:, side : side + height, side : side + width]
+    return Grown(held, masks, places, is_fixed=False)
+
+
+def are_together(places: Float[Tensor, "carriers 2"]) -> bool:
+    """Whether most places, in cells, are the same; a few may be no carriers'."""
+    away = (places - places.median(0).values).abs().amax(1)
+    return float((away <= FIXED_CELLS).float().mean()) >= FIXED_SHARE
+
+
+def cut(
+    images: Float[Tensor, "members 3 height width"], corners: Int[Tensor, "members 2"], side: int
+) -> Float[Tensor, "members 3 side side"]:
+    """A square of each image by its top left pixel."""
+    return torch.stack(
+        [
+            image[:, top : top + side, left : left + side]
+            for image, (top, left) in zip(images, corners.tolist(), strict=True)
+        ]
+    )
+
+
+def _inside(
+    corners: Int[Tensor, "images 2"], side: int, size: tuple[int, int]
+) -> Bool[Tensor, " images"]:
+    return ((corners >= 0) & (corners + side <= torch.tensor(size))).all(1)
+
+
+def _centre(mask: Bool[Tensor, "height width"]) -> Float[Tensor, "2"]:
+    """Of a mask's box, in pixels."""
+    rows, columns = torch.nonzero(mask, as_tuple=True)
+    return torch.tensor(
+        [float(rows.min() + rows.max() + 1) / 2, float(columns.min() + columns.max() + 1) / 2]
+    )
