@@ -4,7 +4,8 @@
 
 A class is flagged where its verdict is `shortcut`, `compact cue` or `context`. Totals are over the
 plants that took and over all; clean classes are those without a plant of all planted models, icons
-left out, which are decoys. A class's score is the lower end of the largest lift of its cues.
+left out, which are decoys. A class's score is that of its best cue: the lower end of its drop,
+less that of its deficit where it has one, and less one where it is not sufficient.
 """
 
 import argparse
@@ -24,11 +25,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.planted import CLEAN, EVERYWHERE, PLANTED, TEST_PER_CLASS, UNSEEN
 from benchmarks.planted_pictures import CLASSES, ICONS, LOCAL
 from explainer.audit.significance import wilson
-from explainer.audit.statistics import auc, largest_z, summary
+from explainer.audit.statistics import as_shares, auc, largest_z, summary
+from explainer.audit.verdict import MOST_Q
 
-# Rules and thresholds were fixed on the demo's model and on the first two of these.
-HELD_OUT = PLANTED[2:]
+# Rules and thresholds were fixed on the demo's model and on the first four of these.
+HELD_OUT = PLANTED[4:]
+WITHOUT_CUE = -3.0
 FLAGGED = ("shortcut", "compact cue: look at it", "context")
+NEIGHBOURS, MOST_CLUSTERS = 10, 8
+BASELINES = {
+    "the audit": "score",
+    "largest z of the maps": "largest z",
+    "persistence of the maps": "persistence",
+    "bimodality of the maps": "bimodality",
+    "clusters of maps (SpRAy)": "clusters",
+    "properties of pixels": "pixels",
+}
 out = Console(soft_wrap=True, highlight=False)
 Row = dict[str, Any]
 
@@ -40,6 +52,9 @@ def main() -> None:
     folder = parser.parse_args().out
     found = {n: read(folder, n) for n in range(UNSEEN + 1) if (folder / f"audit-{n}.json").exists()}
     planted = [row for number in PLANTED if number in found for row in found[number]]
+    for number in PLANTED:
+        if number in found:
+            describe(folder, number, found[number])
     plants = [row for row in planted if row["plant"]]
     clean = [row for row in planted if not row["plant"] and not is_icon(row)]
     print_cells(plants)
@@ -51,17 +66,25 @@ def main() -> None:
         )
     print_decoys(found)
     print_cost(planted)
-    print_baselines(folder, [number for number in PLANTED if number in found], planted)
+    print_baselines(planted)
 
 
 def read(folder: Path, number: int) -> list[Row]:
     """The classes of one audit, each with its score."""
     rows: list[Row] = json.loads((folder / f"audit-{number}.json").read_text())
     for row in rows:
-        lifts = [cue["lift"]["low"] for cue in row["cues"] if cue["lift"]]
-        row["score"] = max(lifts, default=-1.0)
+        row["score"] = max((score(cue) for cue in row["cues"]), default=WITHOUT_CUE)
         row["flagged"] = row["verdict"] in FLAGGED
     return rows
+
+
+def score(cue: Row) -> float:
+    """How strong the evidence on a cue is; that of one that could not be tested is none."""
+    if cue["drop"] is None:
+        return WITHOUT_CUE
+    deficit = cue["deficit"]["low"] if cue["deficit"] else 0.0
+    is_sufficient = cue["shift"]["low"] > 0 and cue["q"] < MOST_Q
+    return float(cue["drop"]["low"] - max(0.0, deficit) - (0 if is_sufficient else 1))
 
 
 def is_icon(row: Row) -> bool:
@@ -70,11 +93,11 @@ def is_icon(row: Row) -> bool:
 
 def print_cells(plants: list[Row]) -> None:
     """One line a plant."""
-    heads = ["artefact", "size", "rate", "accuracy with, without", "took", "verdict", "lift"]
-    print_heads([*heads, "F1", "IoU", "map"])
+    heads = ["artefact", "size", "rate", "accuracy with, without", "took", "verdict", "drop"]
+    print_heads([*heads, "lift", "F1", "IoU", "map", "pixels"])
     for row in sorted(plants, key=lambda r: (*r["plant"].values(), r["rate"])):
         cue, accuracy = next(iter(row["cues"]), None), row["accuracy"]
-        lift = cue["lift"] if cue else None
+        lift, drop = (cue["lift"], cue["drop"]) if cue else (None, None)
         cells = [
             row["plant"]["kind"],
             row["plant"]["size"],
@@ -82,10 +105,12 @@ def print_cells(plants: list[Row]) -> None:
             f"{accuracy['with']:.2f}, {accuracy['without']:.2f}",
             "yes" if row["took"] else "no",
             row["verdict"],
+            f"{drop['value']:.2f} [{drop['low']:.2f}, {drop['high']:.2f}]" if drop else "",
             f"{lift['value']:.2f} [{lift['low']:.2f}, {lift['high']:.2f}]" if lift else "",
             f"{cue['f1']:.2f}" if cue else "",
             f"{cue['iou']:.2f}" if cue and cue["iou"] is not None else "",
             f"{row['top']:.2f}" if row["top"] is not None else "",
+            f"{row['pixels']:.2f}",
         ]
         out.print(f"| {' | '.join(cells)} |")
 
@@ -166,32 +191,50 @@ def print_cost(planted: list[Row]) -> None:
     )
 
 
-def print_baselines(folder: Path, numbers: list[int], planted: list[Row]) -> None:
-    """How well statistics of maps alone rank the same classes."""
-    scores: dict[str, list[float]] = {"largest z": [], "persistence": [], "bimodality": []}
-    for number in numbers:
-        stored = np.load(folder / f"maps-{number}.npz")
-        maps = stored["saliency"].astype(np.float32)
-        labels = np.arange(len(maps)) // TEST_PER_CLASS
-        for index in range(len(CLASSES)):
-            mine, others = maps[labels == index], maps[labels != index][::20]
-            shares = [
-                m.reshape(len(m), -1) / m.sum((1, 2))[:, None].clip(1e-9) for m in (mine, others)
-            ]
-            described = summary(mine)
-            scores["largest z"].append(float(largest_z(*shares, seed=0)[0].max()))
-            scores["persistence"].append(described.persistence)
-            scores["bimodality"].append(described.bimodality)
+def print_baselines(planted: list[Row]) -> None:
+    """How well statistics of maps, clusters of maps and properties of pixels rank the classes."""
     print_heads(["ranked by", "AUROC over plants that took", "average precision"])
     took = np.array([bool(row["plant"] and row["took"]) for row in planted])
     clean = np.array([not row["plant"] and not is_icon(row) for row in planted])
-    ranked = {"the audit": [row["score"] for row in planted], **scores}
-    for name, values in ranked.items():
-        positive, negative = np.array(values)[took], np.array(values)[clean]
+    for name, key in BASELINES.items():
+        values = np.array([row[key] for row in planted])
+        positive, negative = values[took], values[clean]
         out.print(
             f"| {name} | {auc(positive, negative):.3f} | "
             f"{average_precision(positive, negative):.3f} |"
         )
+
+
+def describe(folder: Path, number: int, rows: list[Row]) -> None:
+    """Note beside each class of a model what its maps and its pixels alone say of it."""
+    stored = np.load(folder / f"maps-{number}.npz")
+    maps, pixels = stored["saliency"].astype(np.float32), stored["properties"]
+    labels = np.arange(len(maps)) // TEST_PER_CLASS
+    for row in rows:
+        is_mine = labels == row["target"]
+        mine, others = as_shares(maps[is_mine]), as_shares(maps[~is_mine][::20])
+        described = summary(maps[is_mine])
+        row["largest z"] = float(largest_z(mine, others, seed=0)[0].max())
+        row["persistence"], row["bimodality"] = described.persistence, described.bimodality
+        row["clusters"] = eigengap(mine)
+        aucs = [auc(of[is_mine], of[~is_mine]) for of in pixels.T]
+        row["pixels"] = 0.5 + max(abs(each - 0.5) for each in aucs)
+
+
+def eigengap(maps: NDArray[np.float64]) -> float:
+    """How clearly maps fall into clusters: the largest gap of the Laplacian's small eigenvalues.
+
+    SpRAy's spectral analysis (Lapuschkin et al., Nature Communications 10:1096, 2019): affinity of
+    nearest neighbours, symmetric, normalised Laplacian.
+    """
+    distances = np.linalg.norm(maps[:, None] - maps[None], axis=2)
+    near = np.zeros_like(distances)
+    nearest = np.argsort(distances, axis=1)[:, 1 : NEIGHBOURS + 1]
+    np.put_along_axis(near, nearest, 1.0, axis=1)
+    affinity = np.maximum(near, near.T)
+    scale = 1 / np.sqrt(affinity.sum(1))
+    laplacian = np.eye(len(maps)) - scale[:, None] * affinity * scale[None]
+    return float(np.diff(np.linalg.eigvalsh(laplacian)[: MOST_CLUSTERS + 1])[1:].max())
 
 
 def print_heads(heads: list[str]) -> None:

@@ -70,20 +70,20 @@ def _tell_findings(console: Console, report: Report) -> None:
     ]
     if not of_cues:
         return
-    table = Table("class", "verdict", "cue", "on", "flips", "lift", "right without")
+    table = Table("class", "verdict", "cue", "on", "right", "without it", "lift")
     for finding in of_cues[:MOST_TOLD]:
         cue = finding.of_cue
-        if cue is None or cue.paste is None:
+        if cue is None or cue.paste is None or cue.removal is None:
             continue
-        lift, accuracy = cue.paste.lift, finding.accuracy_without
+        lift, right = cue.paste.lift, cue.accuracy_of_carriers.value
         table.add_row(
             Text(report.name(finding.evidence.target)),
             str(finding.verdict),
             f"{cue.kind} {'at one place' if cue.is_fixed else 'anywhere'}",
             f"{cue.carrier_share.value:.0%}",
-            f"{cue.paste.flips:.0%}",
+            f"{right:.0%}",
+            f"{right * cue.removal.without:.0%}",
             f"{lift.value:.2f} [{lift.low:.2f}, {lift.high:.2f}]",
-            "" if accuracy is None else f"{accuracy:.0%}",
         )
     console.print(table)
     if len(of_cues) > MOST_TOLD:

@@ -1,20 +1,65 @@
-"""Regions of the token grid, content that is found again, and edits of images that are exact."""
+"""Content that images share is found wherever it lies, with its pixels and its carriers."""
 
-import numpy as np
 import pytest
 import torch
 
-from explainer.audit import content, regions
-from explainer.audit.content import PIXELS_OF_A_CELL
+from explainer.audit import content, patterns, regions
+from explainer.audit.content import Seed, Window
+from explainer.audit.growth import Gallery, grow, template
 from explainer.audit.interventions import Fill, filled, moved
 
-GRID = (6, 8)
-SIZE = (GRID[0] * PIXELS_OF_A_CELL, GRID[1] * PIXELS_OF_A_CELL)
+GRID = (8, 10)
+CELL = 4
+SIZE = (GRID[0] * CELL, GRID[1] * CELL)
+CARRIERS, IMAGES, STRANGERS = 12, 30, 40
+STICKER = 2 * CELL  # pixels across
 
 
 def noise(images: int, seed: int = 0) -> torch.Tensor:
+    """Smooth random colours, as photographs have; rising with the image's brightness."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.rand(images, 3, *SIZE, generator=generator)
+    coarse = torch.rand(images, 3, 5, 5, generator=generator)
+    return torch.nn.functional.interpolate(coarse, SIZE, mode="bilinear")
+
+
+def sticker(seed: int = 9) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(3, STICKER, STICKER, generator=generator)
+
+
+def planted(places: list[tuple[int, int]], alpha: float = 1.0) -> Gallery:
+    """Images of a class, of which the first have a sticker at a place each; every second is found
+    on."""
+    images, badge = noise(IMAGES), sticker()
+    for image, (top, left) in zip(images, places, strict=False):
+        window = image[:, top : top + STICKER, left : left + STICKER]
+        window += alpha * (badge - window)
+    return Gallery(images, noise(STRANGERS, seed=1), torch.arange(IMAGES) % 2 == 0, CELL)
+
+
+def scattered() -> list[tuple[int, int]]:
+    generator = torch.Generator().manual_seed(4)
+    down, across = (
+        torch.randint(size - STICKER + 1, (CARRIERS,), generator=generator) for size in SIZE
+    )
+    return list(zip(down.tolist(), across.tolist(), strict=True))
+
+
+def seed_at(places: list[tuple[int, int]]) -> Seed:
+    windows = tuple(Window(image, *places[image]) for image in (0, 2, 4))
+    return Seed("alike windows", STICKER, windows, 0.5)
+
+
+def truth(places: list[tuple[int, int]]) -> torch.Tensor:
+    masks = torch.zeros(IMAGES, *SIZE, dtype=torch.bool)
+    for mask, (top, left) in zip(masks, places, strict=False):
+        mask[top : top + STICKER, left : left + STICKER] = True
+    return masks
+
+
+def overlap(got: torch.Tensor, want: torch.Tensor) -> float:
+    both, either = (got & want).flatten(1).sum(1), (got | want).flatten(1).sum(1)
+    return float((both / either)[:CARRIERS].mean())
 
 
 def test_windows_lie_on_the_grid_and_hold_their_cell():
@@ -25,81 +70,162 @@ def test_windows_lie_on_the_grid_and_hold_their_cell():
         assert masks.flatten(1)[cells, cells].all()
 
 
-def test_fixed_regions_are_the_border_and_nothing_of_the_middle():
-    fixed = regions.fixed((14, 14))
-    assert [int(mask.sum()) for mask in fixed.values()] == [9] * 4 + [28] * 4 + [14**2 - 10**2]
-    assert torch.stack([*fixed.values()]).any(0).sum() == 14**2 - 8 * 8 - (10**2 - 8 * 8) + 4
-    assert (regions.border((14, 14)) == torch.stack([*fixed.values()]).any(0)).all()
-    assert not regions.background((14, 14))[4:10, 4:10].any()
-    assert int(regions.background((14, 14)).sum()) == 14**2 - 6**2
+def test_the_background_is_all_but_the_middle():
+    background = regions.background((14, 14))
+    assert not background[4:10, 4:10].any()
+    assert int(background.sum()) == 14**2 - 6**2
 
 
 def test_cells_become_pixels_and_pixels_cells_again():
     masks = torch.rand(5, *GRID, generator=torch.Generator().manual_seed(0)) < 0.4
-    for size in (SIZE, (96, 128), (45, 60)):
+    for size in (SIZE, (96, 120), (64, 90)):
         assert (regions.to_cells(regions.to_pixels(masks, size), GRID) == masks).all()
 
 
+def test_a_thin_frame_has_cells():
+    frame = torch.ones(1, 96, 96, dtype=torch.bool)
+    frame[:, 3:-3, 3:-3] = False
+    cells = regions.to_cells(frame, (8, 8))[0]
+    assert int(cells.sum()) == 64 - 36
+    assert not cells[1:-1, 1:-1].any()
+
+
+def test_patches_are_all_windows_centred_and_of_norm_one():
+    images, side = noise(3), 5
+    got = content.patches(images, side)
+    assert got.values.shape == (3, (SIZE[0] - 4) * (SIZE[1] - 4), 3 * side * side)
+    values, contrast = got.at([Window(1, 7, 20), Window(2, 0, 3)])
+    for value, spread, (image, top, left) in zip(
+        values, contrast, ((1, 7, 20), (2, 0, 3)), strict=True
+    ):
+        window = images[image, :, top : top + side, left : left + side]
+        centred = (window - window.mean((1, 2), keepdim=True)).flatten()
+        assert spread == pytest.approx(float(centred.square().mean().sqrt()), abs=1e-5)
+        assert torch.allclose(value, centred / centred.norm(), atol=1e-4)
+
+
+def test_what_several_images_hold_comes_first_with_its_places():
+    places = scattered()
+    gallery = planted(places)
+    mine, theirs = (content.patches(images, STICKER) for images in (gallery.mine, gallery.theirs))
+    windows = [Window(20, 3, 3), Window(3, *places[3]), Window(21, 9, 11)]
+    best, *others = content.seeds("alike windows", windows, STICKER, mine, theirs)
+    assert best.windows[0] == windows[1]
+    assert best.score > 0.3 > max(seed.score for seed in others)
+    assert len(best.windows) == CARRIERS
+    assert {window.image: (window.top, window.left) for window in best.windows} == dict(
+        enumerate(places)
+    )
+
+
+def test_flat_windows_are_no_seeds():
+    flat = torch.full((4, 3, *SIZE), 0.4)
+    patches = content.patches(flat, STICKER)
+    assert content.seeds("saliency", [Window(0, 0, 0)], STICKER, patches, patches) == []
+
+
+def test_of_seeds_that_overlap_in_two_images_the_first_is_kept():
+    one = Seed("a", 8, (Window(0, 0, 0), Window(1, 5, 5), Window(2, 9, 9)), 0.9)
+    same = Seed("a", 8, (Window(3, 0, 0), Window(1, 8, 5), Window(2, 9, 3)), 0.8)
+    elsewhere = Seed("a", 8, (Window(4, 0, 0), Window(1, 20, 5), Window(2, 9, 20)), 0.7)
+    assert content.distinct([one, same, elsewhere], 3) == [one, elsewhere]
+    assert content.distinct([one, same, elsewhere], 1) == [one]
+
+
+def test_a_moving_sticker_grows_to_its_pixels_and_its_carriers():
+    places = scattered()
+    grown = grow(seed_at(places), planted(places))
+    assert grown is not None
+    assert not grown.is_fixed
+    assert grown.likeness.carriers.tolist() == [i < CARRIERS for i in range(IMAGES)]
+    assert overlap(grown.masks, truth(places)) > 0.75
+    centres = torch.tensor(places)[:, :] + STICKER / 2
+    assert (grown.places[:CARRIERS] * CELL - centres).abs().max() <= 1.5
+
+
+def test_what_lies_at_one_place_grows_over_the_whole_image():
+    gallery = planted([])
+    frame = torch.zeros(*SIZE, dtype=torch.bool)
+    frame[:2], frame[-2:], frame[:, :2], frame[:, -2:] = True, True, True, True
+    gallery.mine[:CARRIERS, :, frame] = torch.tensor([0.9, 0.1, 0.3])[:, None]
+    windows = tuple(Window(image, 0, 0) for image in (0, 2, 4))
+    grown = grow(Seed("occlusion", STICKER, windows, 0.5), gallery)
+    assert grown is not None
+    assert grown.is_fixed
+    assert grown.likeness.carriers.tolist() == [i < CARRIERS for i in range(IMAGES)]
+    both, either = (grown.masks[0] & frame).sum(), (grown.masks[0] | frame).sum()
+    assert both / either > 0.9
+
+
+def test_what_is_not_shared_does_not_grow():
+    windows = tuple(Window(image, 6, 6) for image in (0, 2, 4))
+    assert grow(Seed("saliency", STICKER, windows, 0.0), planted([])) is None
+
+
+def test_a_template_is_where_most_members_are_alike_and_others_are_not():
+    members, others = noise(16), noise(60, seed=3)
+    members[:, :, 4:20, 8:24] = noise(1, seed=5)[0, :, 4:20, 8:24]
+    members[12:, :, 4:20, 8:24] = 0.5  # a quarter are none
+    members[:, :, 24:30, 8:24] = others[:, :, 24:30, 8:24] = 0.7  # alike in all images
+    want = torch.zeros(*SIZE, dtype=torch.bool)
+    want[4:20, 8:24] = True
+    got = template(members, others)
+    assert (got.mask & want).sum() / (got.mask | want).sum() > 0.8
+    assert not got.mask[24:30, 8:24].any()
+    assert torch.equal(got.pixels[:, 10, 12], members[0, :, 10, 12])
+
+
 def test_correlation_is_what_a_loop_over_places_computes():
-    images, template = noise(2), noise(1, seed=1)[0, :, 5:15, 9:19]
-    got = content.correlation(template[None], images)[:, 0]
+    images, window = noise(2), noise(1, seed=1)[0, :, 5:15, 9:19]
+    got = patterns.correlation(window[None], images)[:, 0]
     assert got.shape == (2, SIZE[0] - 9, SIZE[1] - 9)
     for image in range(2):
-        for top, left in ((0, 0), (3, 20), (38, 54)):
+        for top, left in ((0, 0), (3, 20), (20, 28)):
             place = images[image, :, top : top + 10, left : left + 10]
-            parts = [x - x.mean((1, 2), keepdim=True) for x in (place, template)]
+            parts = [x - x.mean((1, 2), keepdim=True) for x in (place, window)]
             want = (parts[0] * parts[1]).sum() / (parts[0].norm() * parts[1].norm())
-            assert got[image, top, left] == pytest.approx(float(want), abs=1e-4)
+            assert got[image, top, left] == pytest.approx(float(want), abs=1e-3)
 
 
-def test_a_template_is_found_where_it_lies_whatever_the_light():
-    images, sticker = noise(40), noise(1, seed=1)[0, :, :16, :16]
-    random = np.random.default_rng(0)
-    places = [(int(random.integers(32)), int(random.integers(48))) for _ in range(20)]
-    for image, (top, left) in zip(images, places, strict=False):
-        image[:, top : top + 16, left : left + 16] = 0.5 * sticker + 0.3
-    (found,) = content.find(sticker[None], images)
-    assert found.corners[:20].tolist() == [list(place) for place in places]
-    assert found.similarity[:20].min() > 0.99
-    assert found.similarity[20:].max() < 0.5
+def test_a_half_transparent_mark_is_found_by_its_pattern():
+    place = (SIZE[0] - STICKER, SIZE[1] - STICKER)
+    gallery = planted([place] * CARRIERS, alpha=0.6)
+    gallery.mine[:CARRIERS] *= torch.linspace(0.4, 1.0, CARRIERS)[:, None, None, None]
+    ((origin, grown),) = patterns.patterns([seed_at([place] * CARRIERS)], gallery)
+    assert origin == "alike windows"
+    assert grown.is_fixed
+    assert grown.likeness.carriers.tolist() == [i < CARRIERS for i in range(IMAGES)]
+    assert overlap(grown.masks, truth([place] * CARRIERS)) > 0.75
 
 
-def test_flat_content_is_no_template_and_is_like_nothing():
-    flat = torch.full((3, *SIZE), 0.4)
-    assert content.cut(flat, torch.tensor([0, 0]), 2) is None
-    template = content.cut(noise(1)[0], torch.tensor([3, 4]), 2)
-    assert template is not None
-    assert content.correlation(template[None], flat[None]).abs().max() < 1e-3
-
-
-def test_what_carriers_share_grows_beyond_the_template_and_not_into_what_they_do_not():
-    images, sticker = noise(9), noise(1, seed=1)[0, :, :24, :24]
-    corners = torch.tensor([[8 * (i % 3), 8 * (i % 4) + 8] for i in range(9)])
-    for image, (top, left) in zip(images, corners.tolist(), strict=True):
-        image[:, top : top + 24, left : left + 24] = sticker
-    shared = content.shared_cells(images, corners, cells=2, margin=2)
-    want = torch.zeros(6, 6, dtype=torch.bool)
-    want[2:5, 2:5] = True
-    assert (shared == want).all()
+def random_pixels(images: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(images, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(("ended", "is_shared"), [(2, True), (3, False)])
 def test_cells_off_the_images_of_most_carriers_are_not_shared(ended, is_shared):
-    images, sticker = noise(6), noise(1, seed=1)[0, :, :24, :24]
-    # Of the last carriers the sticker's last column of cells lies off the image.
-    lefts = [8, 16, 24, 32, 16, 8][: 6 - ended] + [48] * ended
-    corners = torch.tensor([[8 * (i % 3), left] for i, left in enumerate(lefts)])
+    images, badge = random_pixels(6), random_pixels(1, seed=1)[0, :, : 3 * CELL, : 3 * CELL]
+    # Of the last carriers the badge's last column of cells lies off the image.
+    lefts = [2, 3, 4, 5, 3, 2][: 6 - ended] + [GRID[1] - 2] * ended
+    corners = torch.tensor([[CELL * (2 + i % 2), CELL * left] for i, left in enumerate(lefts)])
     for image, (top, left) in zip(images, corners.tolist(), strict=True):
-        inside = image[:, top : top + 24, left : left + 24]
-        inside[:] = sticker[..., : inside.shape[-1]]
-    shared = content.shared_cells(images, corners, cells=2, margin=1)
-    want = torch.zeros(4, 4, dtype=torch.bool)
-    want[1:4, 1 : 4 if is_shared else 3] = True
+        inside = image[:, top : top + 3 * CELL, left : left + 3 * CELL]
+        inside[:] = badge[..., : inside.shape[-1]]
+    shared = patterns.shared_cells(images, corners, cells=2, cell=CELL)
+    want = torch.zeros(6, 6, dtype=torch.bool)
+    want[2:5, 2 : 5 if is_shared else 4] = True
     assert (shared == want).all()
 
 
+def test_reduced_images_are_small_whatever_the_grid():
+    for grid, cell in (((8, 8), 4), ((14, 14), 4), ((24, 24), 2), ((37, 37), 2), ((64, 48), 1)):
+        assert content.pixels_of_a_cell(grid) == cell
+        crops = torch.zeros(1, 3, 8 * grid[0], 8 * grid[1], dtype=torch.uint8)
+        assert content.reduced(crops, grid).shape[-2:] == (cell * grid[0], cell * grid[1])
+
+
 def test_edits_change_nothing_outside_of_their_masks():
-    crops = (noise(4) * 255).to(torch.uint8)
+    crops = (random_pixels(4) * 255).to(torch.uint8)
     masks = torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(1)) < 0.3
     others = 255 - crops
     for fill in Fill:
@@ -108,6 +234,19 @@ def test_edits_change_nothing_outside_of_their_masks():
     assert (filled(crops, masks, Fill.OTHER_CLASS, others) == others)[
         masks[:, None].expand_as(crops)
     ].all()
+
+
+def test_what_surrounds_a_hole_is_extended_into_it():
+    down = torch.linspace(40, 200, SIZE[0])[:, None].expand(SIZE)
+    crops = down.expand(1, 3, -1, -1).to(torch.uint8)
+    masks = torch.zeros(1, *SIZE, dtype=torch.bool)
+    masks[:, 10:20, 12:24] = True
+    got = filled(crops, masks, Fill.SURROUND, crops)
+    assert (got.int() - crops.int()).abs().max() <= 25
+    frame = ~masks
+    assert filled(crops, frame, Fill.SURROUND, crops)[0, :, 0, 0].float().mean() == pytest.approx(
+        float(crops[0, 0, 10].float().mean()), abs=25
+    )
 
 
 def test_a_moved_mask_keeps_its_size_and_leaves_its_place():

@@ -13,6 +13,7 @@ from explainer.audit.evidence import ClassEvidence
 from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.sample import ClassSample
+from explainer.audit.trial import LOOKED_RECIPIENTS, RECIPIENTS
 from explainer.audit.verdict import Verdict, findings, worst
 from explainer.checkpoints import read_checkpoint
 from jobs import pictures
@@ -126,23 +127,31 @@ def test_its_carriers_are_those_that_were_planted_and_its_region_is_the_plant(
 
 @dataclass
 class Recording(Laboratory):
-    """A laboratory that notes whose pixels are pasted into many."""
+    """A laboratory that notes whose pixels are pasted, and into how many."""
 
-    donors: list[torch.Tensor] = field(default_factory=list)
+    donors: list[tuple[int, torch.Tensor]] = field(default_factory=list)
 
-    def flips(self, target, recipients, donors, masks):
-        self.donors.append(donors)
-        return super().flips(target, recipients, donors, masks)
+    def paste(self, target, recipients, donors, masks):
+        self.donors.append((len(recipients), donors))
+        return super().paste(target, recipients, donors, masks)
 
 
-def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
+def test_cues_are_tested_on_images_that_they_were_not_found_in(world):
     sample = world.sample(WATERMARKED)
-    mine = {image.numpy().tobytes() for image in sample.crops[~sample.discovery]}
+    halves = [
+        {image.numpy().tobytes() for image in sample.crops[half]}
+        for half in (sample.discovery, ~sample.discovery)
+    ]
     lab = Recording(world.model, 64)
-    examine(lab, sample, world.pool, world.rivals(WATERMARKED), seed=0)
-    cued = lab.donors[0]
-    assert len(cued) == examined[WATERMARKED].evidence.cues[0].paste.donors
-    assert {image.numpy().tobytes() for image in cued} <= mine
+    cue = examine(lab, sample, world.pool, world.rivals(WATERMARKED), seed=0).evidence.cues[0]
+    looks = [donors for count, donors in lab.donors if count == LOOKED_RECIPIENTS]
+    trials = [donors for count, donors in lab.donors if count == RECIPIENTS]
+    of_a_cue = len(cue.paste.controls) + 1
+    assert len(trials) >= of_a_cue
+    assert len(trials[0]) == cue.paste.donors
+    # With cue and without, in turns; the first of a trial is the cue.
+    assert {image.numpy().tobytes() for image in torch.cat(looks[::2])} <= halves[0]
+    assert {image.numpy().tobytes() for image in trials[0]} <= halves[1]
 
 
 def test_the_same_seed_finds_the_same_and_passes_are_counted(world, examined):
@@ -172,6 +181,6 @@ def test_too_few_images_are_told_and_nothing_is_asked_of_the_model(world, what):
         pool = pool.only(torch.nonzero(pool.classes != CLEAN).flatten()[:7])
     lab = Laboratory(world.model, 64)
     right, reason = int(sample.explained.sum()), f"7 images {what}; 8 are needed"
-    want = ClassEvidence(CLEAN, PER_CLASS, right, hits=0, passes=0, untestable=reason)
+    want = ClassEvidence(CLEAN, PER_CLASS, right, candidates=0, passes=0, untestable=reason)
     assert examine(lab, sample, pool, world.rivals(CLEAN), seed=0) == Examination(want, ())
     assert lab.passes == 0

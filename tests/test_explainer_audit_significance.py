@@ -5,7 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from explainer.audit.significance import benjamini_hochberg, lift, sign_flip, wilson
+from explainer.audit.significance import (
+    benjamini_hochberg,
+    difference,
+    lift,
+    shift,
+    sign_flip,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +33,38 @@ def test_wilsons_interval_is_the_published_one(successes, trials, low, high):
 
 def test_of_nothing_everything_is_possible():
     assert (wilson(0, 0).low, wilson(0, 0).high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "others", "of_others", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998) 873-890, table II, method 10.
+    [
+        (56, 70, 48, 80, 0.0524, 0.3339),
+        (9, 10, 3, 10, 0.1705, 0.8090),
+        (6, 7, 2, 7, 0.0582, 0.8062),
+        (5, 56, 0, 29, -0.0381, 0.1926),
+        (10, 10, 0, 10, 0.6075, 1.0),
+    ],
+)
+def test_the_interval_of_a_difference_is_the_published_one(
+    successes, trials, others, of_others, low, high
+):
+    got = difference(successes / trials, trials, others / of_others, of_others)
+    assert got.value == pytest.approx(successes / trials - others / of_others)
+    assert (got.low, got.high) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_a_shift_is_the_mean_difference_and_covers_it():
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        noise = random.normal(0, 1, (4, 1)) * 0.2 + random.normal(0, 1, (1, 24))
+        treated = 0.5 + noise + random.normal(0, 1, (4, 24))
+        control = noise + random.normal(0, 1, (4, 24))
+        got = shift(treated, control, seed)
+        assert got.value == pytest.approx((treated - control).mean())
+        covered += got.low <= 0.5 <= got.high
+    assert covered >= 170
 
 
 def test_a_lift_that_never_varies_has_an_interval_all_the_same():

@@ -19,8 +19,16 @@ SHORTCUT = CueEvidence(
     carrier_share=Estimate(0.5, 0.4, 0.6, 100),
     accuracy_of_carriers=Estimate(1.0, 0.9, 1.0, 50),
     accuracy_of_others=Estimate(0.6, 0.5, 0.7, 50),
-    paste=Paste(0.9, dict.fromkeys(Control, 0.1), Estimate(0.8, 0.6, 0.9, 96), 1e-4, 6),
+    paste=Paste(
+        flips=0.9,
+        controls=dict.fromkeys(Control, 0.1),
+        lift=Estimate(0.8, 0.6, 0.9, 96),
+        shift=Estimate(4.0, 3.0, 5.0, 96),
+        p_value=1e-4,
+        donors=6,
+    ),
     removal=Removal(0.5, 1.0, Estimate(0.5, 0.3, 0.7, 32), 32),
+    deficit=Estimate(0.1, -0.1, 0.3, 100),
 )
 
 
@@ -44,53 +52,61 @@ def test_sufficient_needed_content_on_part_of_a_class_is_a_shortcut():
     assert judged(replace(SHORTCUT, is_fixed=True)).reason.startswith("the same content at the")
 
 
+def not_needed(low: float) -> Removal:
+    return Removal(0.9, 1.0, Estimate(0.1, low, 0.2, 32), 32)
+
+
 @pytest.mark.parametrize(
     ("cue", "verdict", "reason"),
     [
         (
-            with_paste(lift=Estimate(0.5, 0.1, 0.9, 96)),
+            with_paste(shift=Estimate(0.5, 0.0, 0.9, 96)),
             Verdict.CLEARED,
-            "pasting it lifts flips by at least 0.10 (a shortcut: more than 0.10) with q = 0.0001 "
-            "(less than 0.05)",
+            "removing it loses at least 0.30 of its carriers, pasting it shifts log-odds by at "
+            "least 0.00 (q = 0.0001) and flips by at least 0.60: too little",
         ),
         (
             with_paste(p_value=0.05),
             Verdict.CLEARED,
-            "pasting it lifts flips by at least 0.60 (a shortcut: more than 0.10) with q = 0.05 "
-            "(less than 0.05)",
+            "removing it loses at least 0.30 of its carriers, pasting it shifts log-odds by at "
+            "least 3.00 (q = 0.05) and flips by at least 0.60: too little",
         ),
         (
-            replace(SHORTCUT, kind="region", origin="background", area=0.7),
-            Verdict.CONTEXT,
-            "the same background flips other classes' images",
+            with_paste(lift=Estimate(0.0, -0.1, 0.1, 96)),
+            Verdict.SHORTCUT,  # what tells a class only together with its shape flips nothing
+            "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
-            replace(SHORTCUT, removal=Removal(0.9, 1.0, Estimate(0.1, 0.0, 0.2, 32), 32)),
+            replace(SHORTCUT, removal=not_needed(0.0)),
             Verdict.COMPACT_CUE,
             "it is sufficient, but its carriers do without it",
+        ),
+        (
+            replace(with_paste(lift=Estimate(0.5, 0.1, 0.9, 96)), removal=not_needed(0.0)),
+            Verdict.CLEARED,
+            "removing it loses at least 0.00 of its carriers, pasting it shifts log-odds by at "
+            "least 3.00 (q = 0.0001) and flips by at least 0.10: too little",
+        ),
+        (
+            replace(SHORTCUT, deficit=Estimate(0.4, 0.1, 0.6, 100)),
+            Verdict.CLEARED,
+            "without it carriers are right more seldom by 0.40 than the class's other images: it "
+            "is part of what the class is",
+        ),
+        (
+            replace(SHORTCUT, carrier_share=Estimate(0.8, 0.7, 0.9, 100)),
+            Verdict.COMPACT_CUE,
+            "80% of the class hold it, at varying places: it may be the object",
         ),
         (
             replace(
-                SHORTCUT,
-                kind="region",
-                origin="top edge",
-                removal=Removal(0.9, 1.0, Estimate(0.1, 0.0, 0.2, 32), 32),
+                SHORTCUT, carrier_share=Estimate(1.0, 0.9, 1.0, 100), is_fixed=True, deficit=None
             ),
-            Verdict.CLEARED,
-            "it is sufficient, but its carriers do without it",
-        ),
-        (
-            replace(SHORTCUT, carrier_share=Estimate(0.9, 0.8, 1.0, 100)),
-            Verdict.COMPACT_CUE,
-            "90% of the class hold it, at varying places: it may be the object",
-        ),
-        (
-            replace(SHORTCUT, carrier_share=Estimate(1.0, 0.9, 1.0, 100), is_fixed=True),
             Verdict.SHORTCUT,
             "the same content at the same place is sufficient, and its carriers need it",
         ),
         (
-            replace(SHORTCUT, paste=None, removal=None),
+            replace(SHORTCUT, paste=None, removal=None, deficit=None),
             Verdict.UNTESTABLE,
             "too few images carry it to test it on others than it was found in",
         ),
@@ -100,10 +116,20 @@ def test_what_lacks_one_of_these_is_none(cue, verdict, reason):
     assert (judged(cue).verdict, judged(cue).reason) == (verdict, reason)
 
 
+def test_a_background_that_flips_and_is_needed_is_context():
+    behind = replace(SHORTCUT, kind="background", origin="background", area=0.7)
+    assert judged(behind).verdict is Verdict.CONTEXT
+    assert judged(behind).reason == "its background flips other classes' images, and it needs it"
+    weak = replace(behind.paste, lift=Estimate(0.5, 0.1, 0.9, 96))
+    for less in (replace(behind, paste=weak), replace(behind, removal=not_needed(0.0))):
+        assert judged(less).verdict is Verdict.CLEARED
+        assert judged(less).reason.endswith("too little")
+
+
 def test_a_class_without_cues_is_cleared_or_not_testable():
-    assert judged(hits=0).reason == "nothing that was proposed flips other classes' images"
-    assert judged(hits=0).verdict is judged(hits=4).verdict is Verdict.CLEARED
-    assert "regions of 4 images flip" in judged(hits=4).reason
+    cleared = judged(candidates=4)
+    assert cleared.verdict is Verdict.CLEARED
+    assert cleared.reason == "none of 4 candidates has an effect at a first look"
     untestable = judged(untestable="7 images predicted as it; 8 are needed")
     assert untestable.verdict is Verdict.UNTESTABLE
     assert untestable.reason == "7 images predicted as it; 8 are needed"

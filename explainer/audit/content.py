@@ -1,6 +1,6 @@
 """Content that images of a class share, wherever it lies: windows that look alike, found by pixels.
 
-Images are compared in colour at PIXELS_OF_A_CELL pixels a token, windows by normalised
+Images are compared in colour, reduced to a few pixels a token, windows by normalised
 cross-correlation (Lewis, Fast Normalized Cross-Correlation, 1995), which neither brightness nor
 contrast changes.
 """
@@ -13,7 +13,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-PIXELS_OF_A_CELL = 4
+# Across a reduced image about so many pixels, and at most so many of one token.
+ACROSS, MOST_OF_A_CELL = 56, 4
 # Flat content, such as sky, correlates with anything flat: its noise is no pattern.
 LEAST_CONTRAST, FLAT = 0.03, 0.02
 # Most images of a class that hold the same window; least correlation, and lead over other classes.
@@ -58,11 +59,17 @@ class Patches:
         return self.values[images, places], self.contrast[images, places]
 
 
+def pixels_of_a_cell(grid: tuple[int, int]) -> int:
+    """How many pixels across a token is in reduced images: 4 of 14, 2 of 37."""
+    return min(MOST_OF_A_CELL, max(1, round(ACROSS / min(grid))))
+
+
 def reduced(
     crops: UInt8[Tensor, "images 3 height width"], grid: tuple[int, int]
 ) -> Float[Tensor, "images 3 small_height small_width"]:
-    """Crops in [0, 1] at PIXELS_OF_A_CELL pixels a cell."""
-    size = (grid[0] * PIXELS_OF_A_CELL, grid[1] * PIXELS_OF_A_CELL)
+    """Crops in [0, 1] at so many pixels a cell."""
+    cell = pixels_of_a_cell(grid)
+    size = (grid[0] * cell, grid[1] * cell)
     images = crops.float() / 255
     return functional.interpolate(images, size, mode="bilinear", antialias=True)
 

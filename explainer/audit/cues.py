@@ -49,7 +49,7 @@ def found(
 ) -> list[Cue]:
     """The distinct cues that grow from seeds, those of most and most similar carriers first."""
     mine, theirs = (content.reduced(crops, sample.grid) for crops in (sample.crops, others))
-    gallery = Gallery(mine, theirs, sample.discovery)
+    gallery = Gallery(mine, theirs, sample.discovery, content.pixels_of_a_cell(sample.grid))
     cues = []
     for side in sorted({seed.side for seed in seeds}):
         alike = [seed for seed in seeds if seed.side == side]

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from explainer.audit.content import PIXELS_OF_A_CELL, Seed
+from explainer.audit.content import Seed
 
 ROUNDS, PLACED_ROUNDS, MOST_MEMBERS = 3, 2, 24
 # Of the carriers of a window so many are those of the whole, too.
@@ -28,7 +28,7 @@ LEAST_CARRIERS = 2
 LEAST_AROUND, MOST_AROUND = 0.45, 0.65
 # What is alike all over is the same image, and nothing of it.
 MOST_OF_IMAGE = 0.6
-LEAST_PIXELS = PIXELS_OF_A_CELL**2 // 2
+LEAST_PIXELS = 8
 # Cells around a window that may belong to the cue; those of one place lie within so many cells.
 MARGIN, FIXED_CELLS, FIXED_SHARE = 2, 1.0, 0.8
 LEAST_TO_ALIGN = 4  # so many images are alike at one place by more than chance
@@ -36,11 +36,15 @@ LEAST_TO_ALIGN = 4  # so many images are alike at one place by more than chance
 
 @dataclass(frozen=True)
 class Gallery:
-    """Reduced images of a class and of others; `discovery` is half of the former."""
+    """Reduced images of a class and of others; `discovery` is half of the former.
+
+    `cell`: pixels across a token.
+    """
 
     mine: Float[Tensor, "images 3 height width"]
     theirs: Float[Tensor, "others 3 height width"]
     discovery: Bool[Tensor, " images"]
+    cell: int
 
     @property
     def size(self) -> tuple[int, int]:
@@ -101,7 +105,7 @@ def grow(seed: Seed, gallery: Gallery) -> Grown | None:
             return None
         chosen = torch.nonzero(members).flatten()[:MOST_MEMBERS]
         images, corners = chosen.tolist(), held.corners[chosen]
-    places = (held.corners + _centre(core.mask)) / PIXELS_OF_A_CELL
+    places = (held.corners + _centre(core.mask)) / gallery.cell
     fixed = _at_one_place(core, held, places, chosen, gallery)
     return fixed or _moving(core, held, places, chosen, gallery, anywhere)
 
@@ -118,7 +122,7 @@ def template(
     away = (members - median).abs().mean(1).nan_to_num(nan=float("inf"))
     spread = away.kthvalue(max(1, round(ALIKE_SHARE * len(members))), 0).values
     strange = (others - median).abs().mean(1).median(0).values
-    alike = (spread <= ALIKE) & (spread <= NEARER * strange)
+    alike = (spread <= ALIKE) & (spread < NEARER * strange)
     around = functional.avg_pool2d(alike[None, None].float(), 3, 1, 1, count_include_pad=False)[
         0, 0
     ]
@@ -181,7 +185,7 @@ def _at_one_place(
             return None
         chosen = members[:MOST_MEMBERS]
     masks = whole.mask.expand(len(gallery.mine), -1, -1)
-    centres = (_centre(whole.mask) / PIXELS_OF_A_CELL).expand(len(gallery.mine), -1)
+    centres = (_centre(whole.mask) / gallery.cell).expand(len(gallery.mine), -1)
     return Grown(found, masks, centres, is_fixed=True)
 
 
@@ -206,7 +210,7 @@ def _moving(
     anywhere: Float[Tensor, "pixels 3 1 1"],
 ) -> Grown:
     """The cue with what surrounds it alike in its carriers, at each image's own place."""
-    margin = MARGIN * PIXELS_OF_A_CELL
+    margin = MARGIN * gallery.cell
     side = len(core.mask) + 2 * margin
     padded = functional.pad(gallery.mine, (side,) * 4, value=float("nan"))
     corners = held.corners - margin

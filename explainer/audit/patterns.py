@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from explainer.audit.content import FLAT, PIXELS_OF_A_CELL, Seed
+from explainer.audit.content import FLAT, Seed
 from explainer.audit.growth import (
     LEAST_CARRIERS,
     MARGIN,
@@ -85,22 +85,22 @@ def _box_sums(
 
 def _grown(held: Likeness, first: int, side: int, gallery: Gallery) -> Grown:
     """The cue around a template that was cut from the image `first`."""
-    cells = side // PIXELS_OF_A_CELL
+    cells = side // gallery.cell
     carriers = torch.nonzero(held.carriers & gallery.discovery).flatten()
     order = torch.cat([torch.tensor([first]), carriers[carriers != first]])
-    shape = shared_cells(gallery.mine[order], held.corners[order], cells, MARGIN)
-    places = held.corners / PIXELS_OF_A_CELL + cells / 2
-    masks = _placed(shape, held.corners, gallery.size)
+    shape = shared_cells(gallery.mine[order], held.corners[order], cells, gallery.cell)
+    places = held.corners / gallery.cell + cells / 2
+    masks = _placed(shape, held.corners, gallery)
     return Grown(held, masks, places, are_together(places[carriers]))
 
 
 def _placed(
-    shape: Bool[Tensor, "cells cells"], corners: Int[Tensor, "images 2"], size: tuple[int, int]
+    shape: Bool[Tensor, "cells cells"], corners: Int[Tensor, "images 2"], gallery: Gallery
 ) -> Bool[Tensor, "images height width"]:
     """A cue's shape at each image's place."""
-    height, width = size
-    stamp = shape.repeat_interleave(PIXELS_OF_A_CELL, 0).repeat_interleave(PIXELS_OF_A_CELL, 1)
-    reach, margin = len(stamp), MARGIN * PIXELS_OF_A_CELL
+    height, width = gallery.size
+    stamp = shape.repeat_interleave(gallery.cell, 0).repeat_interleave(gallery.cell, 1)
+    reach, margin = len(stamp), MARGIN * gallery.cell
     sheets = torch.zeros(len(corners), height + 2 * reach, width + 2 * reach, dtype=torch.bool)
     for sheet, (top, left) in zip(sheets, (corners + reach - margin).tolist(), strict=True):
         sheet[top : top + reach, left : left + reach] = stamp
@@ -111,40 +111,40 @@ def shared_cells(
     images: Float[Tensor, "carriers 3 height width"],
     corners: Int[Tensor, "carriers 2"],
     cells: int,
-    margin: int,
+    cell: int,
 ) -> Bool[Tensor, "side side"]:
     """Which cells around a template its carriers share, the first one being where it was cut.
 
-    The square is `cells` + 2 * `margin` cells across. A cell is shared where at least half of the
-    other carriers correlate with the first there, which one whose image ends before it does not:
-    of the few that reach a cell, half agree by chance. The template's own cells always are.
+    The square is `cells` + 2 * MARGIN cells of `cell` pixels across. A cell is shared where at
+    least half of the other carriers correlate with the first there, which one whose image ends
+    before it does not: of the few that reach a cell, half agree by chance. The template's own
+    cells always are.
     """
-    side = cells + 2 * margin
+    side = cells + 2 * MARGIN
     patches = torch.stack(
-        [_around(image, at, side, margin) for image, at in zip(images, corners, strict=True)]
+        [_around(image, at, side, cell) for image, at in zip(images, corners, strict=True)]
     )
     mine, others = patches[0], patches[1:]
-    agreement = _by_cell(mine[None].expand_as(others), others)
+    agreement = _by_cell(mine[None].expand_as(others), others, cell)
     shared = (agreement >= SHARED_CORRELATION).float().mean(0) >= 0.5
-    shared[margin : side - margin, margin : side - margin] = True
+    shared[MARGIN : side - MARGIN, MARGIN : side - MARGIN] = True
     return shared
 
 
 def _around(
-    image: Float[Tensor, "3 height width"], corner: Int[Tensor, "2"], side: int, margin: int
+    image: Float[Tensor, "3 height width"], corner: Int[Tensor, "2"], side: int, cell: int
 ) -> Float[Tensor, "3 pixels pixels"]:
-    """The square of `side` cells that begins `margin` cells before a corner; NaN off the image."""
-    pad, size = margin * PIXELS_OF_A_CELL, side * PIXELS_OF_A_CELL
+    """The square of `side` cells that begins MARGIN cells before a corner; NaN off the image."""
+    pad, size = MARGIN * cell, side * cell
     padded = functional.pad(image, (pad, size, pad, size), value=float("nan"))
     top, left = corner.tolist()
     return padded[:, top : top + size, left : left + size]
 
 
 def _by_cell(
-    a: Float[Tensor, "pairs 3 pixels pixels"], b: Float[Tensor, "pairs 3 pixels pixels"]
+    a: Float[Tensor, "pairs 3 pixels pixels"], b: Float[Tensor, "pairs 3 pixels pixels"], size: int
 ) -> Float[Tensor, "pairs side side"]:
     """Correlation of two images cell by cell; NaN where either leaves its image."""
-    size = PIXELS_OF_A_CELL
     cells = []
     for image in (a, b):
         split = image.unfold(-2, size, size).unfold(-2, size, size).movedim(1, -3).flatten(-3)

@@ -7,11 +7,11 @@ small tag that flips predictions (Sun et al., MICCAI 2023).
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from explainer.audit import content, regions
-from explainer.audit.content import PIXELS_OF_A_CELL, Patches, Seed, Window
+from explainer.audit.content import Patches, Seed, Window
 from explainer.audit.interventions import Fill, Laboratory, filled
 from explainer.audit.sample import ClassSample
 from explainer.reference import log_odds
@@ -34,10 +34,15 @@ class Proposer:
     sample: ClassSample
     generator: torch.Generator
 
+    @property
+    def cell(self) -> int:
+        """Pixels across a token of a reduced image."""
+        return content.pixels_of_a_cell(self.sample.grid)
+
     def seeds(
         self,
-        mine: Tensor,
-        theirs: Tensor,
+        mine: Float[Tensor, "images 3 height width"],
+        theirs: Float[Tensor, "others 3 height width"],
     ) -> list[Seed]:
         """Seeds of all origins and of two sizes of window.
 
@@ -49,7 +54,7 @@ class Proposer:
         occluded = self._occluded(screened[:OCCLUDED], largest)
         found: list[Seed] = []
         for cells in (largest - 1, largest):
-            side = cells * PIXELS_OF_A_CELL
+            side = cells * self.cell
             patches = content.patches(mine[screened], side)
             others = content.patches(theirs[order], side)
             for origin, windows in (
@@ -64,7 +69,7 @@ class Proposer:
     def _peaks(self, images: Int[Tensor, " images"], cells: int) -> list[Window]:
         """The window around the peak of each map."""
         peaks = self.sample.saliency[images].flatten(1).argmax(1)
-        corners = regions.around(peaks, cells, self.sample.grid) * PIXELS_OF_A_CELL
+        corners = regions.around(peaks, cells, self.sample.grid) * self.cell
         explained = self.sample.explained[images].tolist()
         return [
             Window(number, *corner)
@@ -89,7 +94,7 @@ class Proposer:
             without = filled(crops, masks, Fill.SURROUND, crops)
             kept = log_odds(self.lab.logits(without), self.sample.target)
             for worst in kept.argsort(stable=True)[:WORST_WINDOWS].tolist():
-                top, left = (corners[worst] * PIXELS_OF_A_CELL).tolist()
+                top, left = (corners[worst] * self.cell).tolist()
                 found.append(Window(number, top, left))
         return found
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from explainer.audit.content import PIXELS_OF_A_CELL
+from explainer.audit.content import pixels_of_a_cell
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.evidence import Carrier, CueEvidence, Paste, Removal
 from explainer.audit.interventions import (
@@ -209,7 +209,7 @@ def widened(
     masks: Bool[Tensor, "images height width"], grid: tuple[int, int]
 ) -> Bool[Tensor, "images height width"]:
     """Masks that reach further by most of a pixel in which cues are looked for."""
-    reach = masks.shape[-2] // (grid[0] * PIXELS_OF_A_CELL) * 2 // 3
+    reach = masks.shape[-2] * 2 // (grid[0] * pixels_of_a_cell(grid) * 3)
     wide = functional.max_pool2d(masks[:, None].float(), 2 * reach + 1, 1, reach)
     return wide[:, 0] > 0
 
