@@ -4,8 +4,9 @@
 
 A class is flagged where its verdict is `shortcut`, `compact cue` or `context`. Totals are over the
 plants that took and over all; clean classes are those without a plant of all planted models, icons
-left out, which are decoys. A class's score is that of its best cue: the lower end of its drop,
-less that of its deficit where it has one, and less one where it is not sufficient.
+left out, which are decoys. A class's score is that of its best cue: its drop, less the lower end
+of its deficit where it has one, less one where it is not sufficient, and one where
+it costs nothing.
 """
 
 import argparse
@@ -84,7 +85,8 @@ def score(cue: Row) -> float:
         return WITHOUT_CUE
     deficit = cue["deficit"]["low"] if cue["deficit"] else 0.0
     is_sufficient = cue["shift"]["low"] > 0 and cue["q"] < MOST_Q
-    return float(cue["drop"]["low"] - max(0.0, deficit) - (0 if is_sufficient else 1))
+    lacking = (not is_sufficient) + (cue["cost"]["low"] <= 0)
+    return float(cue["drop"]["value"] - max(0.0, deficit) - lacking)
 
 
 def is_icon(row: Row) -> bool:

@@ -157,7 +157,7 @@ def _of_cue(cue: CueEvidence) -> dict[str, Any]:
         row |= _estimate("lift", cue.paste.lift) | _estimate("shift", cue.paste.shift)
     if cue.removal is not None:
         row |= {"kept_without": cue.removal.without, "kept_elsewhere": cue.removal.elsewhere}
-        row |= _estimate("drop", cue.removal.drop)
+        row |= _estimate("drop", cue.removal.drop) | _estimate("cost", cue.removal.cost)
     if cue.deficit is not None:
         row |= _estimate("deficit", cue.deficit)
     return row

@@ -37,6 +37,7 @@ def findings() -> pa.Schema:
         field("kept_without", pa.float64(), "share of carriers still right without the cue"),
         field("kept_elsewhere", pa.float64(), "the same with another place removed"),
         *_estimate("drop", "the difference of these two"),
+        *_estimate("cost", "log-odds that removing it costs beyond another place"),
         field("accuracy_of_carriers", pa.float64(), "share of carriers predicted as the class"),
         field("accuracy_of_others", pa.float64(), "share of the class's other images"),
         *_estimate("deficit", "these less the share of carriers that is right without the cue"),

@@ -5,7 +5,7 @@ import torch
 
 from explainer.audit import content, patterns, regions
 from explainer.audit.content import Seed, Window
-from explainer.audit.growth import Gallery, grow, template
+from explainer.audit.growth import Gallery, closed, grow, template
 from explainer.audit.interventions import Fill, filled, moved
 
 GRID = (8, 10)
@@ -173,6 +173,16 @@ def test_a_template_is_where_most_members_are_alike_and_others_are_not():
     assert (got.mask & want).sum() / (got.mask | want).sum() > 0.8
     assert not got.mask[24:30, 8:24].any()
     assert torch.equal(got.pixels[:, 10, 12], members[0, :, 10, 12])
+
+
+def test_the_letters_of_a_tag_belong_to_it_and_the_inside_of_a_frame_does_not():
+    tag, frame = torch.zeros(2, *SIZE, dtype=torch.bool)
+    tag[0:9, 0:20], tag[3:6, 4:16] = True, False
+    frame[:2], frame[-2:], frame[:, :2], frame[:, -2:] = True, True, True, True
+    want = torch.zeros(*SIZE, dtype=torch.bool)
+    want[0:9, 0:20] = True
+    assert torch.equal(closed(tag), want)
+    assert torch.equal(closed(frame), frame)
 
 
 def test_correlation_is_what_a_loop_over_places_computes():

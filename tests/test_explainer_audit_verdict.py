@@ -27,7 +27,7 @@ SHORTCUT = CueEvidence(
         p_value=1e-4,
         donors=6,
     ),
-    removal=Removal(0.5, 1.0, Estimate(0.5, 0.3, 0.7, 32), 32),
+    removal=Removal(0.5, 1.0, Estimate(0.5, 0.3, 0.7, 32), Estimate(2.0, 1.0, 3.0, 32), 32),
     deficit=Estimate(0.1, -0.1, 0.3, 100),
 )
 
@@ -52,8 +52,9 @@ def test_sufficient_needed_content_on_part_of_a_class_is_a_shortcut():
     assert judged(replace(SHORTCUT, is_fixed=True)).reason.startswith("the same content at the")
 
 
-def not_needed(low: float) -> Removal:
-    return Removal(0.9, 1.0, Estimate(0.1, low, 0.2, 32), 32)
+def removed(drop: float, cost: float) -> Removal:
+    """`drop` is the mean, `cost` the lower end."""
+    return Removal(0.9, 1.0, Estimate(drop, -0.2, 0.2, 32), Estimate(cost + 1, cost, 3.0, 32), 32)
 
 
 @pytest.mark.parametrize(
@@ -62,14 +63,14 @@ def not_needed(low: float) -> Removal:
         (
             with_paste(shift=Estimate(0.5, 0.0, 0.9, 96)),
             Verdict.CLEARED,
-            "removing it loses at least 0.30 of its carriers, pasting it shifts log-odds by at "
-            "least 0.00 (q = 0.0001) and flips by at least 0.60: too little",
+            "removing it loses 0.50 of its carriers and log-odds of at least 1.00; pasting it "
+            "gains at least 0.00 (q = 0.0001) and flips at least 0.60: too little",
         ),
         (
             with_paste(p_value=0.05),
             Verdict.CLEARED,
-            "removing it loses at least 0.30 of its carriers, pasting it shifts log-odds by at "
-            "least 3.00 (q = 0.05) and flips by at least 0.60: too little",
+            "removing it loses 0.50 of its carriers and log-odds of at least 1.00; pasting it "
+            "gains at least 3.00 (q = 0.05) and flips at least 0.60: too little",
         ),
         (
             with_paste(lift=Estimate(0.0, -0.1, 0.1, 96)),
@@ -77,21 +78,37 @@ def not_needed(low: float) -> Removal:
             "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
-            replace(SHORTCUT, removal=not_needed(0.0)),
+            replace(SHORTCUT, removal=removed(drop=0.09, cost=1.0)),
             Verdict.COMPACT_CUE,
             "it is sufficient, but its carriers do without it",
         ),
         (
-            replace(with_paste(lift=Estimate(0.5, 0.1, 0.9, 96)), removal=not_needed(0.0)),
+            replace(SHORTCUT, removal=removed(drop=0.2, cost=0.0)),
+            Verdict.COMPACT_CUE,
+            "it is sufficient, but its carriers do without it",
+        ),
+        (
+            replace(SHORTCUT, removal=removed(drop=0.1, cost=0.1), deficit=None),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            replace(with_paste(lift=Estimate(0.5, 0.1, 0.9, 96)), removal=removed(0.2, 0.0)),
             Verdict.CLEARED,
-            "removing it loses at least 0.00 of its carriers, pasting it shifts log-odds by at "
-            "least 3.00 (q = 0.0001) and flips by at least 0.10: too little",
+            "removing it loses 0.20 of its carriers and log-odds of at least 0.00; pasting it "
+            "gains at least 3.00 (q = 0.0001) and flips at least 0.10: too little",
         ),
         (
             replace(SHORTCUT, deficit=Estimate(0.4, 0.1, 0.6, 100)),
             Verdict.CLEARED,
-            "without it carriers are right more seldom by 0.40 than the class's other images: it "
-            "is part of what the class is",
+            "carriers without it are right far more seldom than the class's other images: it is "
+            "part of what the class is",
+        ),
+        (
+            replace(SHORTCUT, deficit=Estimate(0.26, -0.1, 0.6, 100)),  # they lose 0.5
+            Verdict.CLEARED,
+            "carriers without it are right far more seldom than the class's other images: it is "
+            "part of what the class is",
         ),
         (
             replace(SHORTCUT, carrier_share=Estimate(0.8, 0.7, 0.9, 100)),
@@ -121,7 +138,7 @@ def test_a_background_that_flips_and_is_needed_is_context():
     assert judged(behind).verdict is Verdict.CONTEXT
     assert judged(behind).reason == "its background flips other classes' images, and it needs it"
     weak = replace(behind.paste, lift=Estimate(0.5, 0.1, 0.9, 96))
-    for less in (replace(behind, paste=weak), replace(behind, removal=not_needed(0.0))):
+    for less in (replace(behind, paste=weak), replace(behind, removal=removed(0.2, 1.0))):
         assert judged(less).verdict is Verdict.CLEARED
         assert judged(less).reason.endswith("too little")
 
@@ -147,7 +164,7 @@ def test_one_lucky_cue_among_many_is_no_finding():
 
 def test_findings_are_ordered_and_a_class_is_as_bad_as_its_worst_cue():
     mild = replace(SHORTCUT, carrier_share=Estimate(0.1, 0.0, 0.2, 100))
-    compact = replace(SHORTCUT, removal=Removal(1.0, 1.0, Estimate(0.0, -0.1, 0.1, 32), 32))
+    compact = replace(SHORTCUT, removal=removed(drop=0.0, cost=0.0))
     classes = [
         ClassEvidence(0, 100, 90, 0, 100),
         ClassEvidence(1, 100, 90, 8, 500, (compact, mild)),

@@ -46,14 +46,21 @@ class Removal:
     """What removing a cue from its carriers does: shares still predicted as the class.
 
     `elsewhere`: where as much is removed from another place; of a large region, where the same is
-    removed from other classes' images, which are to keep theirs. `drop` is their difference. All
-    are means over fills.
+    removed from other classes' images, which are to keep theirs. `drop` is their difference, and
+    `cost` that of the class's log-odds. All are means over fills.
     """
 
     without: float
     elsewhere: float
     drop: Estimate
+    cost: Estimate
     images: int
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Removal":
+        """From what dataclasses.asdict made of one, through JSON or not."""
+        estimates = {name: Estimate(**plain[name]) for name in ("drop", "cost")}
+        return cls(**{**plain, **estimates})
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class CueEvidence:
                 Carrier(c["image"], c["likeness"], tuple(c["cells"])) for c in plain["carriers"]
             ),
             "paste": paste and Paste.of(paste),
-            "removal": removal and Removal(**{**removal, "drop": Estimate(**removal["drop"])}),
+            "removal": removal and Removal.of(removal),
             "deficit": deficit and Estimate(**deficit),
         }
         return cls(**{**plain, **read})

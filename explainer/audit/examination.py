@@ -20,7 +20,7 @@ from explainer.audit.trial import Trial
 # Images of a class, or of other classes, with which nothing can be said.
 LEAST_IMAGES = 8
 # Of the cues so many are looked at, on discovery, and of these so many are tested.
-MOST_PROMISING, MOST_CUES = 5, 2
+MOST_PROMISING, MOST_CUES = 4, 2
 
 
 @dataclass(frozen=True)

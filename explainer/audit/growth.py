@@ -29,6 +29,7 @@ LEAST_AROUND, MOST_AROUND = 0.45, 0.65
 # What is alike all over is the same image, and nothing of it.
 MOST_OF_IMAGE = 0.6
 LEAST_PIXELS = 8
+CLOSED = 2  # half the width of the holes that are filled
 # Cells around a window that may belong to the cue; those of one place lie within so many cells.
 MARGIN, FIXED_CELLS, FIXED_SHARE = 2, 1.0, 0.8
 LEAST_TO_ALIGN = 4  # so many images are alike at one place by more than chance
@@ -184,7 +185,7 @@ def _at_one_place(
         if len(members) < KEPT_SHARE * int((held.carriers & gallery.discovery).sum()):
             return None
         chosen = members[:MOST_MEMBERS]
-    masks = whole.mask.expand(len(gallery.mine), -1, -1)
+    masks = closed(whole.mask).expand(len(gallery.mine), -1, -1)
     centres = (_centre(whole.mask) / gallery.cell).expand(len(gallery.mine), -1)
     return Grown(found, masks, centres, is_fixed=True)
 
@@ -217,12 +218,20 @@ def _moving(
     around = cut(padded[chosen], corners[chosen] + side, side)
     mask = template(around, anywhere).mask
     mask[margin : side - margin, margin : side - margin] |= core.mask
+    mask = closed(mask)
     height, width = gallery.size
     sheets = torch.zeros(len(corners), height + 2 * side, width + 2 * side, dtype=torch.bool)
     for sheet, (top, left) in zip(sheets, (corners + side).tolist(), strict=True):
         sheet[top : top + side, left : left + side] = mask
     masks = sheets[:, side : side + height, side : side + width]
     return Grown(held, masks, places, is_fixed=False)
+
+
+def closed(mask: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
+    """A region without its small holes, such as the letters of a tag, which differ."""
+    size, reach = 2 * CLOSED + 1, CLOSED
+    wide = functional.max_pool2d(mask[None, None].float(), size, 1, reach)
+    return -functional.max_pool2d(-wide, size, 1, reach)[0, 0] > 0.5
 
 
 def are_together(places: Float[Tensor, "carriers 2"]) -> bool:

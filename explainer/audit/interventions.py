@@ -119,6 +119,15 @@ class Pasted:
     log_odds: Float[Tensor, "donors recipients"]
 
 
+def own_log_odds(
+    logits: Float[Tensor, "*any images classes"], classes: Int[Tensor, "*any images"]
+) -> Float[Tensor, "*any images"]:
+    """The log-odds of each image's own class; see log_odds."""
+    own = classes[..., None]
+    others = logits.scatter(-1, own, float("-inf")).logsumexp(-1)
+    return logits.gather(-1, own)[..., 0] - others
+
+
 def noise(
     crops: UInt8[Tensor, "images 3 height width"], generator: torch.Generator
 ) -> UInt8[Tensor, "images 3 height width"]:

@@ -21,6 +21,7 @@ from explainer.audit.interventions import (
     filled,
     moved,
     noise,
+    own_log_odds,
     share,
 )
 from explainer.audit.regions import to_cells
@@ -28,14 +29,13 @@ from explainer.audit.sample import ClassSample
 from explainer.audit.significance import Estimate, difference, lift, shift, sign_flip, wilson
 from explainer.reference import log_odds
 
-DONORS, RECIPIENTS, LEAST_DONORS = 3, 24, 2
+DONORS, RECIPIENTS, LEAST_TESTED = 3, 24, 4
 REMOVED = 32
 # With fewer images of a class without a cue, most of them are carriers that were missed.
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # A first look at a cue, on discovery: so many carriers without it, so many pastes.
-LOOKED_AT, LOOKED_DONORS, LOOKED_RECIPIENTS = 8, 2, 8
-LEAST_EFFECT, LEAST_T = 0.5, 2.0
-LEAST_FLIPS = 0.25
+LOOKED_AT, LOOKED_DONORS, LOOKED_RECIPIENTS = 12, 2, 6
+LEAST_COST, LEAST_T, LEAST_FLIPS = 0.3, 1.5, 0.25
 # Of a larger share of an image there is no elsewhere that leaves the object out.
 LARGE = 0.45
 FILLS = (Fill.SURROUND, Fill.OTHER_CLASS)
@@ -52,34 +52,41 @@ class Trial:
     seed: int
 
     def is_promising(self, cue: Cue) -> bool:
-        """Whether removing a cue costs its carriers log-odds, or pasting it gains others some."""
+        """Whether removing a cue costs its carriers log-odds, or pasting it flips other images.
+
+        Parts of objects reach into the background: of that only flips count.
+        """
         held = torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
         held = held[self._order(len(held))][:LOOKED_AT]
-        if len(held) < LEAST_DONORS:
+        if len(held) < LOOKED_DONORS:
             return False
-        crops, masks = self.sample.crops[held], cue.masks[held]
+        return (cue.kind != BACKGROUND and self._costs(cue, held)) or self._flips(cue, held)
+
+    def _costs(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
+        crops, masks = self.sample.crops[held], widened(cue.masks[held], self.sample.grid)
+        left, control = (
+            log_odds(self.lab.logits(filled(crops, m, Fill.SURROUND, crops)), self.sample.target)
+            for m in (masks, self._elsewhere(masks))
+        )
+        costs = control - left
+        mean, spread = float(costs.mean()), float(costs.std())
+        return mean >= LEAST_COST and mean >= LEAST_T * spread / len(costs) ** 0.5
+
+    def _flips(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
         donors, recipients = held[:LOOKED_DONORS], self._drawn(LOOKED_RECIPIENTS).crops
         strangers = self._drawn(len(donors)).crops
         with_cue, without = (
-            self.lab.paste(self.sample.target, recipients, pixels, cue.masks[donors])
+            share(self._pasted(recipients, pixels, cue.masks[donors]).flips)
             for pixels in (self.sample.crops[donors], strangers)
         )
-        if cue.kind == BACKGROUND:  # parts of objects reach into it: only flips count
-            return share(with_cue.flips) - share(without.flips) >= LEAST_FLIPS
-        if _is_clear((with_cue.log_odds - without.log_odds).mean(0)):
-            return True
-        left, control = (
-            log_odds(self.lab.logits(filled(crops, m, Fill.SURROUND, crops)), self.sample.target)
-            for m in (widened(masks, self.lab.model.grid), self._elsewhere(masks))
-        )
-        return _is_clear(control - left)
+        return with_cue - without >= LEAST_FLIPS
 
     def of(self, cue: Cue) -> CueEvidence:
         """A cue's interventions."""
         carriers = cue.carriers
         right = carriers & self.sample.explained
         tested = torch.nonzero(right & ~self.sample.discovery).flatten()
-        enough = len(tested) >= LEAST_DONORS
+        enough = len(tested) >= LEAST_TESTED
         with_cue, without = self.sample.explained[carriers], self.sample.explained[~carriers]
         removal = self._removal(cue, tested) if enough else None
         return CueEvidence(
@@ -146,31 +153,34 @@ class Trial:
     def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Removal:
         chosen = carriers[self._order(len(carriers))][:REMOVED]
         crops = self.sample.crops[chosen]
-        masks = widened(cue.masks[chosen], self.lab.model.grid)  # a seam is the cue still
+        masks = widened(cue.masks[chosen], self.sample.grid)  # a seam is the cue still
         mine = Images(crops, torch.full((len(chosen),), self.sample.target))
         others = self._drawn(len(chosen))
-        kept = self._kept(mine, masks, others.crops)
+        left = self._left(mine, masks, others.crops)
         if _is_large(masks):
-            control = self._kept(others, masks, crops.flip(0))
+            control = self._left(others, masks, crops.flip(0))
         else:
-            control = self._kept(mine, self._elsewhere(masks), others.crops)
+            control = self._left(mine, self._elsewhere(masks), others.crops)
         return Removal(
-            without=float(kept.mean()),
-            elsewhere=float(control.mean()),
-            drop=lift(control[None], kept[None], self.seed),
+            without=float(left.kept.mean()),
+            elsewhere=float(control.kept.mean()),
+            drop=lift(control.kept, left.kept, self.seed),
+            cost=shift(control.log_odds, left.log_odds, self.seed),
             images=len(chosen),
         )
 
-    def _kept(
+    def _left(
         self,
         images: Images,
         masks: Bool[Tensor, "images height width"],
         others: UInt8[Tensor, "images 3 height width"],
-    ) -> Float[np.ndarray, " images"]:
-        """By what share of fills each image stays its class without what the masks cover."""
-        left = [filled(images.crops, masks, fill, others) for fill in FILLS]
-        kept = torch.stack([self.lab.predict(each) == images.classes for each in left])
-        return _numbers(kept.float().mean(0))
+    ) -> "Left":
+        """What is left of each image's class without what the masks cover."""
+        filled_in = [filled(images.crops, masks, fill, others) for fill in FILLS]
+        logits = torch.stack([self.lab.logits(each) for each in filled_in])
+        kept = (logits.argmax(-1) == images.classes).float().mean(0)
+        left = own_log_odds(logits, images.classes.expand(len(FILLS), -1)).mean(0)
+        return Left(_numbers(kept)[None], _numbers(left)[None])
 
     def _elsewhere(self, masks: Bool[Tensor, "images height width"]) -> Tensor:
         return moved(masks, self.generator)
@@ -188,6 +198,14 @@ class Trial:
         return torch.randperm(count, generator=self.generator)
 
 
+@dataclass(frozen=True)
+class Left:
+    """The share of fills with which an image stays its class, and that class's mean log-odds."""
+
+    kept: Float[np.ndarray, "1 images"]
+    log_odds: Float[np.ndarray, "1 images"]
+
+
 def _deficit(
     with_cue: Bool[Tensor, " carriers"], without: Bool[Tensor, " others"], removal: Removal
 ) -> Estimate | None:
@@ -197,12 +215,6 @@ def _deficit(
         return None
     left = share(with_cue) * removal.without
     return difference(share(without), len(without), left, len(with_cue))
-
-
-def _is_clear(gains: Float[Tensor, " images"]) -> bool:
-    """Whether gains of log-odds are large, beside how much they vary."""
-    mean, spread = float(gains.mean()), float(gains.std())
-    return mean >= LEAST_EFFECT and mean >= LEAST_T * spread / len(gains) ** 0.5
 
 
 def widened(

@@ -15,7 +15,7 @@ from explainer.audit.cues import BACKGROUND
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
 
-LEAST_LIFT, LEAST_DROP = 0.10, 0.0
+LEAST_LIFT, LEAST_DROP = 0.10, 0.10
 MOST_Q = 0.05
 # A moving cue on so large a share of a class may well be what the class is.
 OBJECT_SHARE = 0.9
@@ -123,16 +123,16 @@ def _on_content(
 ) -> tuple[Verdict, str]:
     """The rules, in the order in which they apply."""
     is_sufficient = paste.shift.low > 0 and q_value < MOST_Q
-    if removal.drop.low <= LEAST_DROP:
+    if removal.drop.value < LEAST_DROP or removal.cost.low <= 0:
         if is_sufficient and paste.lift.low > LEAST_LIFT:
             return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if not is_sufficient:
         return Verdict.CLEARED, _weak(paste, removal, q_value)
-    if cue.deficit is not None and cue.deficit.low > 0:
+    if _is_part_of_the_class(cue, removal):
         return Verdict.CLEARED, (
-            f"without it carriers are right more seldom by {cue.deficit.value:.2f} than the "
-            "class's other images: it is part of what the class is"
+            "carriers without it are right far more seldom than the class's other images: it is "
+            "part of what the class is"
         )
     if not cue.is_fixed and cue.carrier_share.high >= OBJECT_SHARE:
         return Verdict.COMPACT_CUE, (
@@ -143,11 +143,22 @@ def _on_content(
     return Verdict.SHORTCUT, f"the same content {place} is sufficient, and its carriers need it"
 
 
+def _is_part_of_the_class(cue: CueEvidence, removal: Removal) -> bool:
+    """Whether the class's other images are right more often than carriers that lost it.
+
+    That is, significantly, or by more than half of what the carriers lose.
+    """
+    if cue.deficit is None:
+        return False
+    lost = cue.accuracy_of_carriers.value * removal.drop.value
+    return cue.deficit.low > 0 or cue.deficit.value > lost / 2
+
+
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
     return (
-        f"removing it loses at least {removal.drop.low:.2f} of its carriers, pasting it shifts "
-        f"log-odds by at least {paste.shift.low:.2f} (q = {q_value:.2g}) and flips by at least "
-        f"{paste.lift.low:.2f}: too little"
+        f"removing it loses {removal.drop.value:.2f} of its carriers and log-odds of at least "
+        f"{removal.cost.low:.2f}; pasting it gains at least {paste.shift.low:.2f} "
+        f"(q = {q_value:.2g}) and flips at least {paste.lift.low:.2f}: too little"
     )
 
 
