@@ -68,10 +68,11 @@ def _candidates(
 
 
 def _promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
-    """The best of the content's cues that show an effect on discovery; the background if it does.
+    """The best of the content's cues that show an effect on discovery, or else the background.
 
-    Nothing that is told rests on this look; it saves testing what does nothing.
+    Nothing that is told rests on this look; it saves testing what does nothing. A background that
+    holds such a cue has its effect, too.
     """
     of_content, behind = found[:-1], found[-1]
     kept = [cue for cue in of_content[:MOST_PROMISING] if trial.is_promising(cue)][:MOST_CUES]
-    return [*kept, *([behind] if trial.is_promising(behind) else [])]
+    return kept or [cue for cue in (behind,) if trial.is_promising(cue)]
