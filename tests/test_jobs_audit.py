@@ -280,7 +280,9 @@ def test_a_run_and_images_in_s3_are_audited_there(config, run_job, s3, tmp_path)
     assert outcome.code is Exit.COMPLETE, told
     assert list(outcome.report.of_class.values()) == [Verdict.CLEARED]
     written = {name for name in s3.location("run/audit").walk() if "/lease/" not in name}
+    cues = [f.cue for f in outcome.report.findings if f.cue is not None]
     assert {name.rpartition("/")[2] for name in written} == {
         "run.json", "summary.json", "00000007.json",
         "findings.parquet", "findings.json", "carriers.parquet", "statistics.parquet",
+        *(f"00007-{cue}.png" for cue in cues),
     }  # fmt: skip
