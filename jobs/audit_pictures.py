@@ -11,6 +11,7 @@ from torch import Tensor
 from explainer.audit.cues import Cue
 from explainer.audit.interventions import Fill, filled
 from explainer.audit.sample import ClassSample
+from explainer.audit.trial import widened
 
 COLUMNS, GAP, CAPTION = 6, 4, 16
 LEAST_SIDE = 112
@@ -23,12 +24,13 @@ def png(sample: ClassSample, cue: Cue, recipients: Tensor) -> bytes:
     crops, masks = sample.crops[carriers], cue.masks[carriers]
     spread = torch.linspace(0, len(recipients) - 1, len(carriers)).long()
     pasted = torch.where(masks[:, None], crops, recipients[spread])
+    without = filled(crops, widened(masks, sample.grid), Fill.SURROUND, crops)
     rows = [
         (
             "carriers, the cue outlined",
             [_outlined(crop, mask) for crop, mask in zip(crops, masks, strict=True)],
         ),
-        ("without the cue", [_pixels(each) for each in filled(crops, masks, Fill.SURROUND, crops)]),
+        ("without the cue", [_pixels(each) for each in without]),
         ("other classes, the cue pasted", [_pixels(each) for each in pasted]),
     ]
     file = io.BytesIO()

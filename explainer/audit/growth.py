@@ -124,13 +124,11 @@ def template(
     spread = away.kthvalue(max(1, round(ALIKE_SHARE * len(members))), 0).values
     strange = (others - median).abs().mean(1).median(0).values
     alike = (spread <= ALIKE) & (spread < NEARER * strange)
-    around = functional.avg_pool2d(alike[None, None].float(), 3, 1, 1, count_include_pad=False)[
-        0, 0
-    ]
-    # Lines of one pixel stay, single pixels go, and holes are filled.
-    return Template(
-        median.nan_to_num(), (alike & (around >= LEAST_AROUND)) | (around >= MOST_AROUND)
-    )
+    share = functional.avg_pool2d(alike[None, None].float(), 3, 1, 1, count_include_pad=False)
+    around = share[0, 0]
+    # A line along the border stays, single pixels go, and small holes are filled.
+    mask = (alike & (around >= LEAST_AROUND)) | (around >= MOST_AROUND)
+    return Template(median.nan_to_num(), mask)
 
 
 def likeness(found: Template, gallery: Gallery) -> Likeness:
@@ -218,13 +216,18 @@ def _moving(
     around = cut(padded[chosen], corners[chosen] + side, side)
     mask = template(around, anywhere).mask
     mask[margin : side - margin, margin : side - margin] |= core.mask
-    mask = closed(mask)
-    height, width = gallery.size
+    return Grown(held, stamped(closed(mask), corners, gallery.size), places, is_fixed=False)
+
+
+def stamped(
+    mask: Bool[Tensor, "side side"], corners: Int[Tensor, "images 2"], size: tuple[int, int]
+) -> Bool[Tensor, "images height width"]:
+    """A square region at each image's place, by its top left pixel; what lies off it is cut."""
+    (height, width), side = size, len(mask)
     sheets = torch.zeros(len(corners), height + 2 * side, width + 2 * side, dtype=torch.bool)
     for sheet, (top, left) in zip(sheets, (corners + side).tolist(), strict=True):
         sheet[top : top + side, left : left + side] = mask
-    masks = sheets[:, side : side + height, side : side + width]
-    return Grown(held, masks, places, is_fixed=False)
+    return sheets[:, side : side + height, side : side + width]
 
 
 def closed(mask: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:

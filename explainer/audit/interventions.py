@@ -90,10 +90,6 @@ class Laboratory:
             ]
         )
 
-    def predict(self, crops: UInt8[Tensor, "images 3 height width"]) -> Int[Tensor, " images"]:
-        """The predicted class of each crop."""
-        return self.logits(crops).argmax(-1)
-
     def paste(
         self,
         target: int,

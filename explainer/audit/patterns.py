@@ -20,6 +20,7 @@ from explainer.audit.growth import (
     Likeness,
     are_together,
     cut,
+    stamped,
 )
 
 # A carrier's least correlation, and that of a cell which carriers share.
@@ -90,21 +91,9 @@ def _grown(held: Likeness, first: int, side: int, gallery: Gallery) -> Grown:
     order = torch.cat([torch.tensor([first]), carriers[carriers != first]])
     shape = shared_cells(gallery.mine[order], held.corners[order], cells, gallery.cell)
     places = held.corners / gallery.cell + cells / 2
-    masks = _placed(shape, held.corners, gallery)
+    pixels = shape.repeat_interleave(gallery.cell, 0).repeat_interleave(gallery.cell, 1)
+    masks = stamped(pixels, held.corners - MARGIN * gallery.cell, gallery.size)
     return Grown(held, masks, places, are_together(places[carriers]))
-
-
-def _placed(
-    shape: Bool[Tensor, "cells cells"], corners: Int[Tensor, "images 2"], gallery: Gallery
-) -> Bool[Tensor, "images height width"]:
-    """A cue's shape at each image's place."""
-    height, width = gallery.size
-    stamp = shape.repeat_interleave(gallery.cell, 0).repeat_interleave(gallery.cell, 1)
-    reach, margin = len(stamp), MARGIN * gallery.cell
-    sheets = torch.zeros(len(corners), height + 2 * reach, width + 2 * reach, dtype=torch.bool)
-    for sheet, (top, left) in zip(sheets, (corners + reach - margin).tolist(), strict=True):
-        sheet[top : top + reach, left : left + reach] = stamp
-    return sheets[:, reach : reach + height, reach : reach + width]
 
 
 def shared_cells(
@@ -121,24 +110,14 @@ def shared_cells(
     cells always are.
     """
     side = cells + 2 * MARGIN
-    patches = torch.stack(
-        [_around(image, at, side, cell) for image, at in zip(images, corners, strict=True)]
-    )
+    reach = side * cell
+    padded = functional.pad(images, (reach,) * 4, value=float("nan"))
+    patches = cut(padded, corners + reach - MARGIN * cell, reach)
     mine, others = patches[0], patches[1:]
     agreement = _by_cell(mine[None].expand_as(others), others, cell)
     shared = (agreement >= SHARED_CORRELATION).float().mean(0) >= 0.5
     shared[MARGIN : side - MARGIN, MARGIN : side - MARGIN] = True
     return shared
-
-
-def _around(
-    image: Float[Tensor, "3 height width"], corner: Int[Tensor, "2"], side: int, cell: int
-) -> Float[Tensor, "3 pixels pixels"]:
-    """The square of `side` cells that begins MARGIN cells before a corner; NaN off the image."""
-    pad, size = MARGIN * cell, side * cell
-    padded = functional.pad(image, (pad, size, pad, size), value=float("nan"))
-    top, left = corner.tolist()
-    return padded[:, top : top + size, left : left + size]
 
 
 def _by_cell(
