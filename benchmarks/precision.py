@@ -1,6 +1,6 @@
 """How maps of lower precision rank patches: Spearman correlation with the float64 map.
 
-    python benchmarks/precision.py FOLDER [--every N] [--checkpoint FILE]
+    python benchmarks/precision.py FOLDER [--every N] [--checkpoint FILE] [--device cpu|cuda]
 
 FOLDER holds photographs, in sub-folders or flat. The model is the demo's, trained on drawings, so
 photographs are strange to it; a trained network's scores and their spread are what matters here. An
@@ -21,9 +21,11 @@ from rich.console import Console
 from scipy.stats import rankdata
 from torch import Tensor
 
-# Python puts a script's folder first on the path, where a file would hide a package it uses.
+# In place of this script's folder, where a file would hide a package it uses.
+sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.machine import describe
 from explainer import (
     Explanation,
     ReciproCam,
@@ -85,7 +87,8 @@ def body_only(model: VitClassifier) -> Explain:
     """Matrix products before the masked block in bfloat16, everything from it on in float32."""
     body = copy.deepcopy(model)
     for block in body.vit.blocks[:-2]:
-        block.forward = torch.autocast("cpu", torch.bfloat16)(block.forward)
+        device = block.norm1.weight.device.type
+        block.forward = torch.autocast(device, torch.bfloat16)(block.forward)
     return as_loaded(body)
 
 
@@ -104,6 +107,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1, help="take each Nth photograph")
     parser.add_argument("--checkpoint", type=Path, default=DEMO)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
     checkpoint = read_checkpoint(
         options.checkpoint.read_bytes(),
@@ -111,7 +115,9 @@ def main() -> None:
         (options.checkpoint.parent / "config.json").read_bytes(),
     )
     model = load_model(checkpoint.config["architecture"], checkpoint=checkpoint)
-    crops = photographs(options.folder, model)[:: options.every]
+    crops = photographs(options.folder, model)[:: options.every].to(options.device)
+    model.vit.to(options.device)
+    out.print(describe("torch", "timm", device=options.device))
     out.print(f"{len(crops)} photographs, {options.checkpoint.parent.name}\n")
     out.print(
         f"{'precision':<54} {'block':>5} {'median':>8} {'least':>8} {'confident':>9}  seconds"
@@ -126,7 +132,7 @@ def main() -> None:
             correlation = spearman(found, exact)
             out.print(
                 f"{split.title:<54} {block:>5} {np.median(correlation):>8.5f} "
-                f"{correlation.min():>8.5f} {np.median(correlation[sure.numpy()]):>9.5f}  "
+                f"{correlation.min():>8.5f} {np.median(correlation[sure.cpu().numpy()]):>9.5f}  "
                 f"{seconds:.1f}"
             )
     out.print(f"confident: median over the {int(sure.sum())} with probability {CONFIDENT} or more")
@@ -149,8 +155,10 @@ def explained(explainer: Explain, crops: Tensor, block: int) -> Explanation:
 
 def spearman(found: Explanation, exact: Explanation) -> np.ndarray:
     """Rank correlation of each image's map, ties at their mean rank; 0 for a constant map."""
-    same = (found.targets == exact.targets)[:, 0].numpy()
-    ranks = [rankdata(each.scores.double().flatten(1).numpy(), axis=1) for each in (found, exact)]
+    same = (found.targets == exact.targets)[:, 0].cpu().numpy()
+    ranks = [
+        rankdata(each.scores.double().flatten(1).cpu().numpy(), axis=1) for each in (found, exact)
+    ]
     centred = [each - each.mean(1, keepdims=True) for each in ranks]
     norms = np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
     correlation = np.divide(

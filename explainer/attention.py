@@ -3,7 +3,9 @@
 Shapes: M sequences of S tokens of width D; R tokens that are read out; H heads of width d.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from timm.models.beit import Attention as BeitAttention
 from timm.models.eva import EvaAttention
 from timm.models.vision_transformer_relpos import RelPosAttention
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from explainer.structure import PRE_NORM, Position, TimmModule, finish
 
@@ -89,10 +92,20 @@ class LinearAttention:
     def out(
         self, mixed: Float[Tensor, "*batch heads tokens head_width"]
     ) -> Float[Tensor, "*batch tokens width"]:
-        """From the mixed values of all heads to attention's output."""
+        """From the mixed values of all heads, made without the bias of values, to the output."""
         joined = mixed.transpose(-3, -2).flatten(-2)
-        norm = getattr(self.attn, "norm", None)
-        return self.attn.proj(joined if norm is None else norm(joined))
+        norm, proj = getattr(self.attn, "norm", None), self.attn.proj
+        if norm is None or isinstance(norm, nn.Identity):
+            return F.linear(joined, proj.weight, self._projected_bias)
+        return proj(norm(joined + self.value.bias.flatten()))
+
+    @cached_property
+    def _projected_bias(self) -> Float[Tensor, " width"]:
+        """What the projection makes of the bias of values, once instead of in each row."""
+        weight, bias = self.attn.proj.weight, self.attn.proj.bias
+        with torch.autocast(weight.device.type, enabled=False):
+            through = weight @ self.value.bias.flatten()
+        return through if bias is None else through + bias
 
 
 def _projections(attn: TimmModule, heads: int) -> list[tuple[Tensor, Tensor]]:
@@ -150,10 +163,34 @@ def latent_pool(
     query = pool.q(pool.latent).unflatten(-1, heads).transpose(1, 2)
     query = (pool.q_norm(query) * pool.scale).expand(len(tokens), -1, -1, -1)
     mixed = _attend_by_projection(query, key, value, tokens, log_counts)
-    pooled = pool.proj(mixed.transpose(1, 2).flatten(2))
+    mixed = mixed + value.bias[:, None]
+    pooled = pool.proj(mixed.transpose(1, 2).flatten(2)).to(tokens)  # a residual, not a product
     if pool.mlp is not None:
         pooled = pooled + pool.mlp(pool.norm(pooled))
     return pooled.mean(1) if pool.pool == "avg" else pooled[:, 0]
+
+
+def short_sequences() -> AbstractContextManager[None]:
+    """All of torch's kernels but cuDNN's, which is slow at many sequences of a few tokens."""
+    kernels = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    return sdpa_kernel(list(kernels))
+
+
+def as_multiplied(tensor: Tensor) -> Tensor:
+    """What autocast would make of a factor of each product, for one that is in several."""
+    device = tensor.device.type
+    if not torch.is_autocast_enabled(device):
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(device))
+
+
+def probes_of(
+    query: Float[Tensor, "sequences heads count head_width"], key: Projection
+) -> Float[Tensor, "sequences heads count width"]:
+    """Queries carried into the width of what attention reads: their keys are never made."""
+    by_head = query.permute(1, 0, 2, 3).flatten(1, 2)
+    probes = (by_head @ key.weight).unflatten(1, (len(query), -1))
+    return probes.permute(1, 0, 2, 3)
 
 
 def _attend_by_projection(
@@ -163,12 +200,14 @@ def _attend_by_projection(
     y: Float[Tensor, "sequences tokens width"],
     log_counts: Float[Tensor, " tokens"],
 ) -> Float[Tensor, "sequences heads count head_width"]:
-    """Attention whose queries are carried into the width of `y`, and its means back out of it."""
+    """Attention whose queries are carried into the width of `y`, and its means back out of it.
+
+    The bias of values is left to whoever needs it.
+    """
     sequences, heads, count, _ = query.shape
-    by_head = query.permute(1, 0, 2, 3).flatten(1, 2)
-    probes = (by_head @ key.weight).unflatten(1, (sequences, count))
-    probes = probes.permute(1, 0, 2, 3).flatten(1, 2)
+    y = as_multiplied(y)
+    probes = probes_of(query, key).flatten(1, 2)
     share = (probes @ y.transpose(1, 2) + log_counts).softmax(-1)
     means = (share @ y).unflatten(1, (heads, count)).permute(1, 0, 2, 3).flatten(1, 2)
-    mixed = means @ value.weight.transpose(1, 2) + value.bias[:, None]
+    mixed = means @ value.weight.transpose(1, 2)
     return mixed.unflatten(1, (sequences, count)).transpose(0, 1)

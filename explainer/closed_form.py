@@ -12,16 +12,15 @@ Shapes: B images, n masks of a chunk, H heads of width d, R read-out tokens, T t
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from explainer.attention import LinearAttention
+from explainer.attention import LinearAttention, as_multiplied, probes_of
 from explainer.collapse import Distinct
 from explainer.head import head
-from explainer.masks import KERNELS, Masks
+from explainer.masks import Masks, levels_of
 from explainer.models import VitClassifier
 from explainer.passes import WHOLE_BATCH, MaskLogits, Passes, at_once
 from explainer.structure import Entering, Position, TimmModule, finish, position_term
@@ -86,10 +85,10 @@ class _LastBlock:
         query = query * attention.attn.scale
         self.alike = not attention.normed and position_term(model.vit) is None
         if self.alike:
-            probes = query @ attention.key.weight
+            probes = probes_of(query, attention.key)
             self.scores = (probes.flatten(1, 2) @ y.transpose(1, 2)).unflatten(1, query.shape[1:3])
         else:
-            self.levels = _levels(tokens.dtype, tokens.device)
+            self.levels = levels_of(tokens.dtype, tokens.device)
             self.scores = self._scores_by_level(query, y)
 
     def _scores_by_level(
@@ -121,27 +120,19 @@ class _LastBlock:
             return self.scores.gather(3, level.expand(shape)).softmax(-1) * weight
         distinct = Distinct.of(masks, self.model)
         scores = self.scores[..., distinct.index] * distinct.weight + distinct.log_counts
-        share = scores.softmax(-1) * distinct.weight
-        dense = share.new_zeros(*share.shape[:-1], self.tokens.shape[1])
-        return dense.scatter_add_(-1, distinct.index.expand(share.shape), share)
+        share = as_multiplied(scores.softmax(-1) * distinct.weight)
+        return distinct.over_tokens(share, self.tokens.shape[1])
 
     def logits(
         self, share: Float[Tensor, "batch heads readout masks tokens"]
     ) -> Float[Tensor, "batch masks classes"]:
         """The rest of the block for the read-out tokens, and the head."""
-        mixed = share.flatten(2, 3) @ self.value + self.attention.value.bias[:, None]
+        mixed = share.flatten(2, 3) @ self.value
         mixed = mixed.unflatten(2, share.shape[2:4]).permute(0, 3, 1, 2, 4)
         residual = self.tokens[:, None, : self.model.readout]
         rows = finish(self.block, residual, self.attention.out(mixed))
         none = rows.new_zeros(self.model.readout)
         return head(self.model.vit, rows.flatten(0, 1), none).unflatten(0, rows.shape[:2])
-
-
-@cache
-def _levels(dtype: torch.dtype, device: torch.device) -> Float[Tensor, " levels"]:
-    """All weights that masks give tokens, ascending: 0 where masked, 1 for prefix tokens."""
-    kept = {weight for kernel in KERNELS.values() for row in kernel for weight in row}
-    return torch.tensor(sorted({0.0, 1.0} | kept), dtype=dtype, device=device)
 
 
 def _relative_bias(attn: TimmModule, position: Position) -> Tensor | None:

@@ -19,24 +19,30 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from explainer.attention import LinearAttention
+from explainer.attention import LinearAttention, as_multiplied, short_sequences
 from explainer.head import logits_from
-from explainer.masks import Masks
+from explainer.masks import Masks, levels_of
 from explainer.models import VitClassifier
 from explainer.passes import MaskLogits, Passes, at_once
 from explainer.structure import Entering, TimmModule, attention_inputs, finish, reading
+
+# Devices that are faster at one large product, mostly with zeros, than at many small ones, and how
+# many numbers of 16 bits they load at a time.
+DENSE, ALIGNED = frozenset({"cuda"}), 8
 
 
 @dataclass(frozen=True)
 class Distinct:
     """The distinct tokens of masked sequences: which, how much of each, and log of how many.
 
-    The last stands for all the others, with weight 0; it is left out where there are none.
+    The last stands for all the others, with weight 0; it is left out where there are none. So the
+    first `kept` of them are what a mask leaves.
     """
 
     index: Int[Tensor, "masks distinct"]
     weight: Float[Tensor, "masks distinct"]
     log_counts: Float[Tensor, " distinct"]
+    kept: int
 
     @classmethod
     def of(cls, masks: Masks, model: VitClassifier) -> "Distinct":
@@ -46,14 +52,22 @@ class Distinct:
         prefix = torch.arange(model.prefix, device=masks.cells.device).expand(shape)
         none = prefix.new_zeros(1).expand(len(masks), rest)
         weight = masks.weight
-        log_counts = weight.new_zeros(model.prefix + masks.window + rest)
-        if others:
-            log_counts[-1] = math.log(others)
+        one_each = weight.new_zeros(model.prefix + masks.window)
+        log_counts = F.pad(one_each, (0, rest), value=math.log(others)) if others else one_each
         return cls(
             torch.cat([prefix, masks.cells + model.prefix, none], dim=1),
             torch.cat([torch.ones_like(prefix).to(weight), weight, none.to(weight)], dim=1),
             log_counts,
+            model.prefix + masks.window,
         )
+
+    def over_tokens(
+        self, share: Float[Tensor, "*batch masks distinct"], tokens: int
+    ) -> Float[Tensor, "*batch masks tokens"]:
+        """What each mask's distinct tokens have, given to the tokens that they are."""
+        kept = share[..., : self.kept]
+        dense = share.new_zeros(*share.shape[:-1], tokens)
+        return dense.scatter_(-1, self.index[:, : self.kept].expand(kept.shape), kept)
 
 
 def collapsed(model: VitClassifier, entering: Entering, groups: Sequence[Masks]) -> Passes:
@@ -80,13 +94,18 @@ def _chunks(
         of_images = masked.select(images)
         tokens = of_images.tokens
         for group in groups:
-            hidden = 4 * tokens[:, 0].nbytes * (model.prefix + group.window + 1)
+            sequence = of_images.token_bytes * (model.prefix + group.window + 1)
             logits_bytes = len(tokens) * model.classes * tokens.element_size()
-            for masks in group.split(at_once(max(hidden, logits_bytes), tokens)):
+            for masks in group.split(at_once(max(sequence, logits_bytes), tokens)):
                 sequences = Distinct.of(masks, model)
                 after = of_images(sequences).flatten(0, 1)
                 logits = logits_from(model, after, later, sequences.log_counts)
                 yield MaskLogits(images, masks.centres, logits.unflatten(0, (len(tokens), -1)))
+
+
+def _hidden_bytes(tokens: Float[Tensor, "batch tokens width"]) -> int:
+    """What a token of each image takes inside a common MLP."""
+    return 4 * tokens[:, 0].nbytes
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,10 @@ class _Block:
     def images_at_once(self) -> int:
         return len(self.tokens)
 
+    @property
+    def token_bytes(self) -> int:
+        return _hidden_bytes(self.tokens)
+
     def select(self, images: slice) -> "_Block":
         return _Block(self.block, self.tokens[images], [each[images] for each in self.inputs])
 
@@ -112,7 +135,8 @@ class _Block:
         inputs = [(y[:, distinct.index] * weight).flatten(0, 1) for y in self.inputs]
         residual = (self.tokens[:, distinct.index] * weight).flatten(0, 1)
         bias = distinct.log_counts[None, None, None]
-        after = reading(self.block, inputs)(residual, attn_mask=bias)
+        with short_sequences():
+            after = reading(self.block, inputs)(residual, attn_mask=bias)
         return after.unflatten(0, (len(self.tokens), -1))
 
 
@@ -147,6 +171,11 @@ class _SharedBlock:
         heads, tokens = self.query.shape[1:3]
         return at_once(heads * tokens**2 * self.query.element_size(), self.query)
 
+    @property
+    def token_bytes(self) -> int:
+        """Of all images: what the MLP makes of a distinct token, or its share of all tokens."""
+        return max(_hidden_bytes(self.tokens), self.query[..., 0].nbytes)
+
     def select(self, images: slice) -> "_SharedBlock":
         parts = (each[images] for each in (self.tokens, self.query, self.key, self.value))
         return _SharedBlock(self.block, self.attention, *parts)
@@ -157,11 +186,30 @@ class _SharedBlock:
 
     @cached_property
     def pairs(self) -> Float[Tensor, "batch heads tokens_squared"]:
-        return (self.query @ self.key.transpose(-2, -1)).flatten(2)
+        return (self.query @ self.key_across).flatten(2)
+
+    @property
+    def levels(self) -> Float[Tensor, " levels"]:
+        return levels_of(self.tokens.dtype, self.tokens.device)
+
+    @cached_property
+    def by_level(self) -> Float[Tensor, "batch levels_tokens width"]:
+        """All tokens times each weight that masks have: what masks leave is gathered from them."""
+        return (self.tokens[:, None] * self.levels[:, None, None]).flatten(1, 2)
+
+    @cached_property
+    def padded_value(self) -> Float[Tensor, "batch heads padded head_width"]:
+        """Values with zeros behind them, so that a GPU multiplies them by whole vectors."""
+        return F.pad(self.value, (0, 0, 0, -self.value.shape[2] % ALIGNED))
 
     @cached_property
     def from_bias(self) -> Float[Tensor, "batch heads tokens"]:
-        return (self.query_bias @ self.key.transpose(-2, -1)).squeeze(-2)
+        return (self.query_bias @ self.key_across).squeeze(-2)
+
+    @cached_property
+    def key_across(self) -> Float[Tensor, "batch heads head_width tokens"]:
+        """Keys as the right factor of products, laid out for them once."""
+        return self.key.transpose(-2, -1).contiguous()
 
     def unmasked(self) -> Float[Tensor, "batch tokens width"]:
         query = self.query + self.query_bias
@@ -174,14 +222,25 @@ class _SharedBlock:
         scores = self.pairs.index_select(2, pair).unflatten(2, (*index.shape, -1))
         scores = scores * weight[..., None] + self.from_bias[:, :, index][:, :, :, None]
         share = (scores * weight[:, None] + distinct.log_counts).softmax(-1) * weight[:, None]
-        value = self.value.index_select(2, index.flatten()).unflatten(2, index.shape)
-        residual = self.tokens[:, index] * weight[..., None]
-        return self._finish(residual, (share @ value).transpose(1, 2))
+        level = torch.searchsorted(self.levels, weight)
+        residual = self.by_level[:, level * self.tokens.shape[1] + index]
+        return self._finish(residual, self._mixed(share, distinct).transpose(1, 2))
+
+    def _mixed(
+        self, share: Float[Tensor, "batch heads masks distinct distinct"], distinct: Distinct
+    ) -> Float[Tensor, "batch heads masks distinct head_width"]:
+        """Values, mixed by attention: of the distinct tokens, or of all with zeros for most."""
+        if self.tokens.device.type not in DENSE:
+            of_masks = self.value.index_select(2, distinct.index.flatten())
+            return share @ of_masks.unflatten(2, distinct.index.shape)
+        by_mask = as_multiplied(share).transpose(2, 3)
+        dense = distinct.over_tokens(by_mask, self.padded_value.shape[2])
+        mixed = dense.flatten(2, 3) @ self.padded_value
+        return mixed.unflatten(2, dense.shape[2:4]).transpose(2, 3)
 
     def _finish(
         self,
         residual: Float[Tensor, "*batch tokens width"],
         mixed: Float[Tensor, "*batch heads tokens head_width"],
     ) -> Float[Tensor, "*batch tokens width"]:
-        mixed = mixed + self.attention.value.bias[:, None]
         return finish(self.block, residual, self.attention.out(mixed))

@@ -1,10 +1,12 @@
 """From a block's tokens to logits, where each token may stand for several equal ones."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from explainer.attention import LinearAttention, latent_pool, read_out
+from explainer.attention import LinearAttention, latent_pool, read_out, short_sequences
 from explainer.models import VitClassifier
 from explainer.structure import TimmModule, first_pooled, pooling
 
@@ -26,7 +28,8 @@ def logits_from(
         if i == len(blocks) - 1 and attention is not None and not attention.normed:
             tokens = read_out(block, attention, tokens, model.readout, log_counts)
         else:
-            tokens = block(tokens, attn_mask=log_counts[None, None, None])
+            with short_sequences():
+                tokens = block(tokens, attn_mask=log_counts[None, None, None])
     return head(model.vit, tokens, log_counts)
 
 
@@ -37,22 +40,17 @@ def head(
 ) -> Float[Tensor, "sequences classes"]:
     """timm's final norm, pooling and classifier, never in reduced precision.
 
-    Token pooling reads leading tokens, and needs no others to be there.
+    Attention pooling is in that of the blocks, which it is like. Token pooling reads leading
+    tokens, and needs no others to be there.
     """
-    with torch.autocast(tokens.device.type, enabled=False):
+    in_full = partial(torch.autocast, tokens.device.type, enabled=False)
+    with in_full():
         tokens = vit.norm(tokens)
         if pooling(vit) == "token":
             return vit.forward_head(tokens)
-        return vit.head(vit.head_drop(vit.fc_norm(_pooled(vit, tokens, log_counts))))
-
-
-def _pooled(
-    vit: TimmModule,
-    tokens: Float[Tensor, "sequences tokens width"],
-    log_counts: Float[Tensor, " counted"],
-) -> Float[Tensor, "sequences features"]:
     first = first_pooled(vit)
     tokens, log_counts = tokens[:, first:], log_counts[first:]
-    if pooling(vit) == "map":
-        return latent_pool(vit.attn_pool, tokens, log_counts)
-    return log_counts.softmax(-1) @ tokens
+    pooled = latent_pool(vit.attn_pool, tokens, log_counts) if pooling(vit) == "map" else None
+    with in_full():
+        pooled = log_counts.softmax(-1) @ tokens if pooled is None else pooled
+        return vit.head(vit.head_drop(vit.fc_norm(pooled)))

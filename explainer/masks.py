@@ -47,6 +47,13 @@ class Masks:
 
 
 @cache
+def levels_of(dtype: torch.dtype, device: torch.device) -> Float[Tensor, " levels"]:
+    """All weights that masks give tokens, ascending: 0 where masked, 1 for prefix tokens."""
+    kept = {weight for kernel in KERNELS.values() for row in kernel for weight in row}
+    return torch.tensor(sorted({0.0, 1.0} | kept), dtype=dtype, device=device)
+
+
+@cache
 def masks_of(
     grid: tuple[int, int],
     mask: Literal["3x3", "1x1"],

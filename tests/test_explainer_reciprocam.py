@@ -155,6 +155,18 @@ def test_chunks_of_masks_do_not_change_the_maps(monkeypatch, block, residual, bu
     torch.testing.assert_close(one_by_one.scores, whole.scores, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("mask", ["3x3", "1x1"])
+def test_a_product_with_all_tokens_gives_the_maps_of_that_with_the_distinct_ones(
+    monkeypatch, mask, build, random_crops, relative_error, by_definition
+):
+    model = build("dinov2 registers")
+    images, method = random_crops(model), ReciproCam(-2, "masked", mask)
+    monkeypatch.setattr(collapse, "DENSE", frozenset({"cpu"}))
+    got = explain(model, images, target="all", method=method)
+    logits = by_definition(model, images, method)
+    assert relative_error(got, logits, "log_odds") <= TOLERANCE[torch.float64]
+
+
 def test_logits_are_those_of_the_plain_forward_pass(build, random_crops):
     model = build("deit distilled")
     images = random_crops(model)
