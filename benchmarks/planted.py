@@ -64,7 +64,7 @@ EVERYWHERE_RATE = 0.3
 TOOK = 0.1
 
 MODEL_ARGS = {"img_size": 96, "patch_size": 12, "embed_dim": 96, "depth": 6, "num_heads": 3}
-TRAIN_SEED, TRAIN_PER_CLASS, TEST_PER_CLASS = 1_000_000, 200, 100
+TRAIN_SEED, TRAIN_PER_CLASS, TEST_PER_CLASS = 1_000_000, 200, 200
 # Least share of a token that a plant covers where it counts as the plant's.
 COVERED = 0.25
 BASE_STEPS, STEPS, BATCH = 1_500, 300, 32
@@ -307,9 +307,10 @@ def compared_cue(finding: Finding, cue: CueEvidence, planted: Tensor) -> dict[st
         "q": finding.q_value,
         "lift": None if cue.paste is None else asdict(cue.paste.lift),
         "shift": None if cue.paste is None else asdict(cue.paste.shift),
+        "restored": None if cue.paste is None else asdict(cue.paste.restored),
         "drop": None if cue.removal is None else asdict(cue.removal.drop),
         "cost": None if cue.removal is None else asdict(cue.removal.cost),
-        "deficit": None if cue.deficit is None else asdict(cue.deficit),
+        "others": None if cue.others is None else asdict(cue.others),
         "f1": 2 * int(both.sum()) / max(1, int(held.sum() + truth.sum())),
         "iou": float((common / either.clamp_min(1)).mean()) if both.any() else None,
     }

@@ -83,8 +83,9 @@ def score(cue: Row) -> float:
     """How strong the evidence on a cue is; that of one that could not be tested is none."""
     if cue["drop"] is None:
         return WITHOUT_CUE
-    deficit = cue["deficit"]["low"] if cue["deficit"] else 0.0
-    is_sufficient = cue["shift"]["low"] > 0 and cue["q"] < MOST_Q
+    deficit = cue["others"]["deficit"]["low"] if cue["others"] else 0.0
+    least = max(cue["shift"]["low"], cue["restored"]["low"])
+    is_sufficient = least > 0 and cue["q"] < MOST_Q
     lacking = (not is_sufficient) + (cue["cost"]["low"] <= 0)
     return float(cue["drop"]["value"] - max(0.0, deficit) - lacking)
 

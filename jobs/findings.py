@@ -155,11 +155,12 @@ def _of_cue(cue: CueEvidence) -> dict[str, Any]:
         row |= {f"flips_{name.replace(' ', '_')}": v for name, v in cue.paste.controls.items()}
         row |= {"flips": cue.paste.flips, "p_value": cue.paste.p_value}
         row |= _estimate("lift", cue.paste.lift) | _estimate("shift", cue.paste.shift)
+        row |= _estimate("restored", cue.paste.restored)
     if cue.removal is not None:
         row |= {"kept_without": cue.removal.without, "kept_elsewhere": cue.removal.elsewhere}
         row |= _estimate("drop", cue.removal.drop) | _estimate("cost", cue.removal.cost)
-    if cue.deficit is not None:
-        row |= _estimate("deficit", cue.deficit)
+    if cue.others is not None:
+        row |= _estimate("deficit", cue.others.deficit) | {"excess": cue.others.excess}
     return row
 
 

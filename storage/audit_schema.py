@@ -32,7 +32,8 @@ def findings() -> pa.Schema:
         field("flips_elsewhere", pa.float64(), "the same of another region of its carriers"),
         *_estimate("lift", "flips beyond the strongest of these three controls"),
         *_estimate("shift", "the class's log-odds beyond the control that raises them most"),
-        field("p_value", pa.float64(), "of the shift, the largest over the controls"),
+        *_estimate("restored", "such a shift of carriers that lost it and got another carrier's"),
+        field("p_value", pa.float64(), "of these two shifts, the largest over the controls"),
         field("q_value", pa.float64(), "p_value over all cues of the audit (Benjamini-Hochberg)"),
         field("kept_without", pa.float64(), "share of carriers still right without the cue"),
         field("kept_elsewhere", pa.float64(), "the same with another place removed"),
@@ -40,7 +41,8 @@ def findings() -> pa.Schema:
         *_estimate("cost", "log-odds that removing it costs beyond another place"),
         field("accuracy_of_carriers", pa.float64(), "share of carriers predicted as the class"),
         field("accuracy_of_others", pa.float64(), "share of the class's other images"),
-        *_estimate("deficit", "these less the share of carriers that is right without the cue"),
+        *_estimate("deficit", "how much more often these are right than carriers, both without"),
+        field("excess", pa.float64(), "how many more of these stay right with its places filled"),
         field("accuracy_without", pa.float64(), "the class's accuracy if no image had the cue"),
     ]
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})

@@ -1,7 +1,7 @@
 """Whole examinations of the demo's model, which is known to rest on two plants."""
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,9 +11,9 @@ from PIL import Image
 from explainer import VitClassifier, explain, load_model
 from explainer.audit.evidence import ClassEvidence
 from explainer.audit.examination import Examination, examine
-from explainer.audit.interventions import Images, Laboratory
+from explainer.audit.interventions import Images, Laboratory, noise
 from explainer.audit.sample import ClassSample
-from explainer.audit.trial import LOOKED_RECIPIENTS, RECIPIENTS
+from explainer.audit.trial import Trial
 from explainer.audit.verdict import Verdict, findings, worst
 from explainer.checkpoints import read_checkpoint
 from jobs import pictures
@@ -125,33 +125,25 @@ def test_its_carriers_are_those_that_were_planted_and_its_region_is_the_plant(
     ).flatten().tolist()
 
 
-@dataclass
-class Recording(Laboratory):
-    """A laboratory that notes whose pixels are pasted, and into how many."""
+def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
+    """Noise in place of one half changes nothing of what rests on the other half alone."""
+    sample, cue = world.sample(WATERMARKED), examined[WATERMARKED].cues[0]
+    pasted = [world.pool.only(world.pool.classes != WATERMARKED)]
 
-    donors: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    def trial(crops: torch.Tensor) -> Trial:
+        lab, generator = Laboratory(world.model, 64), torch.Generator().manual_seed(3)
+        return Trial(lab, replace(sample, crops=crops), pasted, generator, seed=3)
 
-    def paste(self, target, recipients, donors, masks):
-        self.donors.append((len(recipients), donors))
-        return super().paste(target, recipients, donors, masks)
-
-
-def test_cues_are_tested_on_images_that_they_were_not_found_in(world):
-    sample = world.sample(WATERMARKED)
-    halves = [
-        {image.numpy().tobytes() for image in sample.crops[half]}
+    noisy = noise(sample.crops, torch.Generator().manual_seed(4))
+    found_in, tested_on = (
+        torch.where(half[:, None, None, None], noisy, sample.crops)
         for half in (sample.discovery, ~sample.discovery)
-    ]
-    lab = Recording(world.model, 64)
-    cue = examine(lab, sample, world.pool, world.rivals(WATERMARKED), seed=0).evidence.cues[0]
-    looks = [donors for count, donors in lab.donors if count == LOOKED_RECIPIENTS]
-    trials = [donors for count, donors in lab.donors if count == RECIPIENTS]
-    of_a_cue = len(cue.paste.controls) + 1
-    assert len(trials) >= of_a_cue
-    assert len(trials[0]) == cue.paste.donors
-    # With cue and without, in turns; the first of a trial is the cue.
-    assert {image.numpy().tobytes() for image in torch.cat(looks[::2])} <= halves[0]
-    assert {image.numpy().tobytes() for image in trials[0]} <= halves[1]
+    )
+    expected, got = (trial(crops).of(cue) for crops in (sample.crops, found_in))
+    assert (got.paste, got.removal) == (expected.paste, expected.removal)
+    assert trial(tested_on).of(cue).removal != expected.removal
+    assert trial(tested_on).is_promising(cue)
+    assert not trial(found_in).is_promising(cue)
 
 
 def test_the_same_seed_finds_the_same_and_passes_are_counted(world, examined):

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Paste, Removal
+from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control
 from explainer.audit.significance import Estimate
 from explainer.audit.verdict import Finding, Verdict, findings, worst
@@ -24,11 +24,12 @@ SHORTCUT = CueEvidence(
         controls=dict.fromkeys(Control, 0.1),
         lift=Estimate(0.8, 0.6, 0.9, 96),
         shift=Estimate(4.0, 3.0, 5.0, 96),
+        restored=Estimate(1.0, -1.0, 3.0, 48),
         p_value=1e-4,
         donors=6,
     ),
     removal=Removal(0.5, 1.0, Estimate(0.5, 0.3, 0.7, 32), Estimate(2.0, 1.0, 3.0, 32), 32),
-    deficit=Estimate(0.1, -0.1, 0.3, 100),
+    others=Others(Estimate(0.1, -0.1, 0.3, 100), excess=0.4, right=30),
 )
 
 
@@ -39,6 +40,16 @@ def judged(*cues: CueEvidence, **changes: object) -> Finding:
 
 def with_paste(**changes: object) -> CueEvidence:
     return replace(SHORTCUT, paste=replace(SHORTCUT.paste, **changes))
+
+
+def with_others(**changes: object) -> CueEvidence:
+    return replace(SHORTCUT, others=replace(SHORTCUT.others, **changes))
+
+
+PART = (
+    "carriers without it are right far more seldom than the class's other images, or these lose as "
+    "much at its places: it is part of what the class is"
+)
 
 
 def test_sufficient_needed_content_on_part_of_a_class_is_a_shortcut():
@@ -63,14 +74,21 @@ def removed(drop: float, cost: float) -> Removal:
         (
             with_paste(shift=Estimate(0.5, 0.0, 0.9, 96)),
             Verdict.CLEARED,
-            "removing it loses 0.50 of its carriers and log-odds of at least 1.00; pasting it "
-            "gains at least 0.00 (q = 0.0001) and flips at least 0.60: too little",
+            "removing it loses 0.50 of its carriers, at least 0.30, and log-odds of at least 1.00; "
+            "pasting it gains at least 0.00 in other images and -1.00 where it was (q = 0.0001), "
+            "and flips at least 0.60: too little",
+        ),
+        (
+            with_paste(shift=Estimate(0.5, 0.0, 0.9, 96), restored=Estimate(1.0, 0.1, 2.0, 48)),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
             with_paste(p_value=0.05),
             Verdict.CLEARED,
-            "removing it loses 0.50 of its carriers and log-odds of at least 1.00; pasting it "
-            "gains at least 3.00 (q = 0.05) and flips at least 0.60: too little",
+            "removing it loses 0.50 of its carriers, at least 0.30, and log-odds of at least 1.00; "
+            "pasting it gains at least 3.00 in other images and -1.00 where it was (q = 0.05), "
+            "and flips at least 0.60: too little",
         ),
         (
             with_paste(lift=Estimate(0.0, -0.1, 0.1, 96)),
@@ -88,27 +106,47 @@ def removed(drop: float, cost: float) -> Removal:
             "it is sufficient, but its carriers do without it",
         ),
         (
-            replace(SHORTCUT, removal=removed(drop=0.1, cost=0.1), deficit=None),
+            replace(SHORTCUT, removal=removed(drop=0.1, cost=0.1), others=None),
             Verdict.SHORTCUT,
             "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
             replace(with_paste(lift=Estimate(0.5, 0.1, 0.9, 96)), removal=removed(0.2, 0.0)),
             Verdict.CLEARED,
-            "removing it loses 0.20 of its carriers and log-odds of at least 0.00; pasting it "
-            "gains at least 3.00 (q = 0.0001) and flips at least 0.10: too little",
+            "removing it loses 0.20 of its carriers, at least -0.20, and log-odds of at least "
+            "0.00; pasting it gains at least 3.00 in other images and -1.00 where it was "
+            "(q = 0.0001), and flips at least 0.10: too little",
         ),
         (
-            replace(SHORTCUT, deficit=Estimate(0.4, 0.1, 0.6, 100)),
+            with_others(deficit=Estimate(0.2, 0.1, 0.6, 100)),
             Verdict.CLEARED,
-            "carriers without it are right far more seldom than the class's other images: it is "
-            "part of what the class is",
+            PART,
         ),
         (
-            replace(SHORTCUT, deficit=Estimate(0.26, -0.1, 0.6, 100)),  # they lose 0.5
+            with_others(deficit=Estimate(0.26, -0.1, 0.6, 100)),  # carriers lose 0.5
             Verdict.CLEARED,
-            "carriers without it are right far more seldom than the class's other images: it is "
-            "part of what the class is",
+            PART,
+        ),
+        (
+            replace(
+                with_others(excess=0.24),  # carriers lose 0.5
+                paste=replace(SHORTCUT.paste, lift=Estimate(0.5, 0.25, 0.9, 96)),
+            ),
+            Verdict.CLEARED,
+            PART,
+        ),
+        (
+            with_others(excess=0.0),  # but it flips other classes' images
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            replace(
+                with_others(excess=0.0, right=7),  # too few to tell
+                paste=replace(SHORTCUT.paste, lift=Estimate(0.5, 0.2, 0.9, 96)),
+            ),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
             replace(SHORTCUT, carrier_share=Estimate(0.8, 0.7, 0.9, 100)),
@@ -117,13 +155,13 @@ def removed(drop: float, cost: float) -> Removal:
         ),
         (
             replace(
-                SHORTCUT, carrier_share=Estimate(1.0, 0.9, 1.0, 100), is_fixed=True, deficit=None
+                SHORTCUT, carrier_share=Estimate(1.0, 0.9, 1.0, 100), is_fixed=True, others=None
             ),
             Verdict.SHORTCUT,
             "the same content at the same place is sufficient, and its carriers need it",
         ),
         (
-            replace(SHORTCUT, paste=None, removal=None, deficit=None),
+            replace(SHORTCUT, paste=None, removal=None, others=None),
             Verdict.UNTESTABLE,
             "too few images carry it to test it on others than it was found in",
         ),
@@ -131,6 +169,13 @@ def removed(drop: float, cost: float) -> Removal:
 )
 def test_what_lacks_one_of_these_is_none(cue, verdict, reason):
     assert (judged(cue).verdict, judged(cue).reason) == (verdict, reason)
+
+
+def test_colours_that_raise_the_class_and_are_needed_are_context():
+    cast = replace(SHORTCUT, kind="colours", origin="colours", area=1.0)
+    assert judged(cast).verdict is Verdict.CONTEXT
+    assert judged(cast).reason == "the colours of its images raise it in others, and it needs them"
+    assert judged(replace(cast, removal=removed(0.09, 1.0))).verdict is Verdict.CLEARED
 
 
 def test_a_background_that_flips_and_is_needed_is_context():

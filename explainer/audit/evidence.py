@@ -22,7 +22,8 @@ class Paste:
     """What pasting a cue does: shares of flips to the class, and how far they exceed the controls.
 
     `lift` is of flips over the strongest control, `shift` of the class's log-odds over the control
-    that raises them most; `p_value` is that of the shift, the largest over the controls. `donors`
+    that raises them most. `restored` is such a shift, too, of carriers that lost the cue and are
+    given another carrier's. `p_value` is of the two shifts, the largest over the controls. `donors`
     say how many images the cue was taken from.
     """
 
@@ -30,6 +31,7 @@ class Paste:
     controls: Mapping[Control, float]
     lift: Estimate
     shift: Estimate
+    restored: Estimate
     p_value: float
     donors: int
 
@@ -37,7 +39,7 @@ class Paste:
     def of(cls, plain: Mapping[str, Any]) -> "Paste":
         """From what dataclasses.asdict made of one, through JSON or not."""
         controls = {Control(name): flips for name, flips in plain["controls"].items()}
-        estimates = {name: Estimate(**plain[name]) for name in ("lift", "shift")}
+        estimates = {name: Estimate(**plain[name]) for name in ("lift", "shift", "restored")}
         return cls(**{**plain, "controls": controls, **estimates})
 
 
@@ -64,16 +66,34 @@ class Removal:
 
 
 @dataclass(frozen=True)
+class Others:
+    """What becomes of the class's other images where the same is done to them as to carriers.
+
+    `deficit`: how much more often they are right than carriers that lost the cue. `excess`: how
+    many more of those that were, `right`, stay so than of such carriers, by the fill that tells
+    most.
+    """
+
+    deficit: Estimate
+    excess: float
+    right: int
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Others":
+        """From what dataclasses.asdict made of one, through JSON or not."""
+        return cls(**{**plain, "deficit": Estimate(**plain["deficit"])})
+
+
+@dataclass(frozen=True)
 class CueEvidence:
     """A cue with its interventions; None where too few carriers are left to test it on.
 
     `kind`: see Cue. `area`: the share of an image that it covers. `carrier_share` is over the
     sampled images of the class; `accuracy_of_carriers` and `_of_others` are shares that are
-    predicted as the class. `deficit`: how much more often the class's other images are right than
-    its carriers without the cue; None where hardly any image is without it.
+    predicted as the class. `others` is None where hardly any image is without the cue.
     """
 
-    kind: Literal["content", "background"]
+    kind: Literal["content", "background", "colours"]
     origin: str
     is_fixed: bool
     area: float
@@ -84,20 +104,20 @@ class CueEvidence:
     accuracy_of_others: Estimate
     paste: Paste | None
     removal: Removal | None
-    deficit: Estimate | None
+    others: Others | None
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "CueEvidence":
         """From what dataclasses.asdict made of one, through JSON or not."""
         estimates = ("carrier_share", "accuracy_of_carriers", "accuracy_of_others")
-        paste, removal, deficit = plain["paste"], plain["removal"], plain["deficit"]
+        paste, removal, others = plain["paste"], plain["removal"], plain["others"]
         read = {name: Estimate(**plain[name]) for name in estimates} | {
             "carriers": tuple(
                 Carrier(c["image"], c["likeness"], tuple(c["cells"])) for c in plain["carriers"]
             ),
             "paste": paste and Paste.of(paste),
             "removal": removal and Removal.of(removal),
-            "deficit": deficit and Estimate(**deficit),
+            "others": others and Others.of(others),
         }
         return cls(**{**plain, **read})
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from explainer.audit import content, cues
-from explainer.audit.cues import Cue
+from explainer.audit import colours, content, cues
+from explainer.audit.colours import COLOURS
+from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.evidence import ClassEvidence
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.proposals import Proposer
@@ -59,20 +60,24 @@ def examine(
 def _candidates(
     lab: Laboratory, sample: ClassSample, strangers: Images, generator: torch.Generator
 ) -> list[Cue]:
-    """Cues of content, best first, and the background."""
+    """Cues of content, best first, the background, and colours where they tell the class."""
     mine, theirs = (
         content.reduced(crops, sample.grid) for crops in (sample.crops, strangers.crops)
     )
     seeds = Proposer(lab, sample, generator).seeds(mine, theirs)
-    return [*cues.found(sample, strangers.crops, seeds), cues.background(sample)]
+    cast = colours.cast(sample, strangers.crops)
+    of_whole = [cues.background(sample), *([] if cast is None else [cast])]
+    return [*cues.found(sample, strangers.crops, seeds), *of_whole]
 
 
 def _promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
     """The best of the content's cues that show an effect on discovery, or else the background.
 
-    Nothing that is told rests on this look; it saves testing what does nothing. A background that
-    holds such a cue has its effect, too.
+    Colours are looked at in any case. Nothing that is told rests on this look; it saves testing
+    what does nothing. A background that holds such a cue has its effect, too.
     """
-    of_content, behind = found[:-1], found[-1]
-    kept = [cue for cue in of_content[:MOST_PROMISING] if trial.is_promising(cue)][:MOST_CUES]
-    return kept or [cue for cue in (behind,) if trial.is_promising(cue)]
+    of_content = [cue for cue in found if cue.kind == "content"][:MOST_PROMISING]
+    kept = [cue for cue in of_content if trial.is_promising(cue)][:MOST_CUES]
+    behind = [] if kept else [cue for cue in found if cue.kind == BACKGROUND]
+    casts = [cue for cue in found if cue.kind == COLOURS]
+    return kept + [cue for cue in behind + casts if trial.is_promising(cue)]

@@ -6,7 +6,7 @@ prediction where the cue is filled (SPIRE, TMLR 2022). Each only says something 
 control (Control).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -90,20 +90,11 @@ class Laboratory:
             ]
         )
 
-    def paste(
-        self,
-        target: int,
-        recipients: UInt8[Tensor, "recipients 3 height width"],
-        donors: UInt8[Tensor, "donors 3 height width"],
-        masks: Bool[Tensor, "donors height width"],
+    def pasted(
+        self, target: int, edited: Iterable[UInt8[Tensor, "recipients 3 height width"]]
     ) -> "Pasted":
-        """What comes of each donor's pixels within its mask, pasted into each recipient."""
-        logits = torch.stack(
-            [
-                self.logits(torch.where(mask, donor, recipients))
-                for donor, mask in zip(donors, masks, strict=True)
-            ]
-        )
+        """What becomes of the recipients with each donor's cue in them."""
+        logits = torch.stack([self.logits(crops) for crops in edited])
         return Pasted(logits.argmax(-1) == target, log_odds(logits, target))
 
 

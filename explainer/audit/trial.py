@@ -1,4 +1,4 @@
-"""Interventions on one cue: paste it, remove it, each beside matched controls."""
+"""Interventions on one cue: give it to images, take it from them, each beside matched controls."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,36 +9,30 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from explainer.audit.colours import COLOURS
 from explainer.audit.content import pixels_of_a_cell
 from explainer.audit.cues import BACKGROUND, Cue
-from explainer.audit.evidence import Carrier, CueEvidence, Paste, Removal
-from explainer.audit.interventions import (
-    Control,
-    Fill,
-    Images,
-    Laboratory,
-    Pasted,
-    filled,
-    moved,
-    noise,
-    own_log_odds,
-    share,
-)
+from explainer.audit.edits import EDITS
+from explainer.audit.evidence import Carrier, CueEvidence, Others, Paste, Removal
+from explainer.audit.interventions import Control, Images, Laboratory, moved, noise, share
+from explainer.audit.outcomes import Compared, Left
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
-from explainer.audit.significance import Estimate, difference, lift, shift, sign_flip, wilson
-from explainer.reference import log_odds
+from explainer.audit.significance import difference, lift, shift, wilson
 
-DONORS, RECIPIENTS, LEAST_TESTED = 3, 24, 4
-REMOVED = 32
+LEAST_TESTED = 4
+DONORS, RECIPIENTS = 3, 16
+# A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
+# return to where it was.
+RESTORERS, RESTORED, NATURAL = 4, 12, (Control.OTHER_CLASS, Control.ELSEWHERE)
+REMOVED, COMPARED = 32, 20
 # With fewer images of a class without a cue, most of them are carriers that were missed.
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
-# A first look at a cue, on discovery: so many carriers without it, so many pastes.
+# A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
 LOOKED_AT, LOOKED_DONORS, LOOKED_RECIPIENTS = 12, 2, 6
-LEAST_COST, LEAST_T, LEAST_FLIPS = 0.3, 1.5, 0.25
+LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
 # Of a larger share of an image there is no elsewhere that leaves the object out.
 LARGE = 0.45
-FILLS = (Fill.SURROUND, Fill.OTHER_CLASS)
 
 
 @dataclass(frozen=True)
@@ -57,29 +51,36 @@ class Trial:
         Parts of objects reach into the background: of that only flips count.
         """
         held = torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
-        held = held[self._order(len(held))][:LOOKED_AT]
+        held = held[self._order(len(held))][: 2 * LOOKED_AT]
         if len(held) < LOOKED_DONORS:
             return False
         return (cue.kind != BACKGROUND and self._costs(cue, held)) or self._flips(cue, held)
 
     def _costs(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
-        crops, masks = self.sample.crops[held], widened(cue.masks[held], self.sample.grid)
-        left, control = (
-            log_odds(self.lab.logits(filled(crops, m, Fill.SURROUND, crops)), self.sample.target)
-            for m in (masks, self._elsewhere(masks))
-        )
-        costs = control - left
-        mean, spread = float(costs.mean()), float(costs.std())
-        return mean >= LEAST_COST and mean >= LEAST_T * spread / len(costs) ** 0.5
+        """Whether carriers lose log-odds; more are asked where the first leave it open."""
+        costs = np.zeros(0)
+        for part in held.split(LOOKED_AT):
+            costs = np.concatenate([costs, self._cost(cue, part)])
+            mean, error = costs.mean(), costs.std() / costs.size**0.5
+            if mean >= max(LEAST_COST, LEAST_T * error):
+                return True
+            if mean < OPEN_T * error:
+                return False
+        return False
+
+    def _cost(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Float[np.ndarray, " carriers"]:
+        """The log-odds that each loses with the cue, beyond what it loses with as much else."""
+        edit, mine, masks = EDITS[cue.kind], self._mine(carriers), self._masks(cue, carriers)
+        others = self._drawn(len(carriers)).crops
+        spared = next(edit.spare(mine.crops, masks, others, self.generator))
+        taken = next(edit.take(mine.crops, masks, others))
+        control, left = (Left.of(self.lab, mine, [crops]).log_odds for crops in (spared, taken))
+        return (control - left)[0]
 
     def _flips(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
         donors, recipients = held[:LOOKED_DONORS], self._drawn(LOOKED_RECIPIENTS).crops
-        strangers = self._drawn(len(donors)).crops
-        with_cue, without = (
-            share(self._pasted(recipients, pixels, cue.masks[donors]).flips)
-            for pixels in (self.sample.crops[donors], strangers)
-        )
-        return with_cue - without >= LEAST_FLIPS
+        looked = self._compared(recipients, cue, donors, [Control.OTHER_CLASS])
+        return share(looked.treated.flips) - looked.flips[Control.OTHER_CLASS] >= LEAST_FLIPS
 
     def of(self, cue: Cue) -> CueEvidence:
         """A cue's interventions."""
@@ -88,7 +89,6 @@ class Trial:
         tested = torch.nonzero(right & ~self.sample.discovery).flatten()
         enough = len(tested) >= LEAST_TESTED
         with_cue, without = self.sample.explained[carriers], self.sample.explained[~carriers]
-        removal = self._removal(cue, tested) if enough else None
         return CueEvidence(
             kind=cue.kind,
             origin=cue.origin,
@@ -100,8 +100,8 @@ class Trial:
             accuracy_of_carriers=wilson(int(with_cue.sum()), len(with_cue)),
             accuracy_of_others=wilson(int(without.sum()), len(without)),
             paste=self._paste(cue, tested) if enough else None,
-            removal=removal,
-            deficit=None if removal is None else _deficit(with_cue, without, removal),
+            removal=self._removal(cue, tested) if enough else None,
+            others=self._others(cue) if enough else None,
         )
 
     def _carriers(self, cue: Cue) -> tuple[Carrier, ...]:
@@ -117,50 +117,67 @@ class Trial:
 
     def _paste(self, cue: Cue, tested: Int[Tensor, " carriers"]) -> Paste:
         donors = tested[self._order(len(tested))][:DONORS]
-        drawn = self._drawn(RECIPIENTS).crops
-        crops, masks = self.sample.crops[donors], cue.masks[donors]
-        treated = self._pasted(drawn, crops, masks)
-        controls = {
-            Control.NOISE: self._pasted(drawn, noise(crops, self.generator), masks),
-            Control.OTHER_CLASS: self._pasted(drawn, self._drawn(len(donors)).crops, masks),
-        }
-        if not _is_large(masks):  # else elsewhere is where the object is
-            controls[Control.ELSEWHERE] = self._pasted(drawn, crops, self._elsewhere(masks))
-        most_flips = max(controls.values(), key=lambda each: share(each.flips))
-        gained = {name: _numbers(each.log_odds) for name, each in controls.items()}
-        most_gained = max(gained.values(), key=lambda each: float(each.mean()))
+        controls = EDITS[cue.kind].controls
+        into_others = self._compared(self._drawn(RECIPIENTS).crops, cue, donors, controls)
+        natural = [control for control in controls if control in NATURAL]
+        order = tested[self._order(len(tested))]
+        givers = min(RESTORERS, len(order) // 2)
+        lost = self._without(cue, order[givers : givers + RESTORED])
+        back = self._compared(lost, cue, order[:givers], natural)
         return Paste(
-            flips=share(treated.flips),
-            controls={name: share(each.flips) for name, each in controls.items()},
-            lift=lift(treated.flips.numpy(), most_flips.flips.numpy(), self.seed),
-            shift=shift(_numbers(treated.log_odds), most_gained, self.seed),
-            # By recipient: donors are near-copies of one another.
-            p_value=max(
-                sign_flip((_numbers(treated.log_odds) - each).mean(0), self.seed)
-                for each in gained.values()
-            ),
+            flips=share(into_others.treated.flips),
+            controls=into_others.flips,
+            lift=into_others.lift(self.seed),
+            shift=into_others.shift(self.seed),
+            restored=back.shift(self.seed),
+            p_value=min(1.0, 2 * min(into_others.p_value(self.seed), back.p_value(self.seed))),
             donors=len(donors),
         )
 
-    def _pasted(
+    def _compared(
         self,
         recipients: UInt8[Tensor, "recipients 3 height width"],
-        donors: UInt8[Tensor, "donors 3 height width"],
-        masks: Bool[Tensor, "donors height width"],
-    ) -> Pasted:
-        return self.lab.paste(self.sample.target, recipients, donors, masks)
+        cue: Cue,
+        donors: Int[Tensor, " donors"],
+        controls: Sequence[Control],
+    ) -> Compared:
+        """The cue of each donor in each recipient, and controls in its place.
+
+        In a large region's elsewhere the object is, so that is none.
+        """
+        crops, masks = self.sample.crops[donors], self._masks(cue, donors)
+        sources = {Control.OTHER_CLASS: (self._drawn(len(donors)).crops, masks)}
+        if Control.NOISE in controls:
+            sources[Control.NOISE] = (noise(crops, self.generator), masks)
+        if Control.ELSEWHERE in controls and not _is_large(masks):
+            sources[Control.ELSEWHERE] = (crops, moved(masks, self.generator))
+        give, target = EDITS[cue.kind].give, self.sample.target
+        return Compared(
+            self.lab.pasted(target, give(recipients, crops, masks)),
+            {
+                name: self.lab.pasted(target, give(recipients, *source))
+                for name, source in sources.items()
+            },
+        )
+
+    def _without(
+        self, cue: Cue, carriers: Int[Tensor, " carriers"]
+    ) -> UInt8[Tensor, "carriers 3 height width"]:
+        """Carriers' crops that have lost the cue."""
+        others = self._drawn(len(carriers)).crops
+        masks = self._masks(cue, carriers)
+        return next(EDITS[cue.kind].take(self.sample.crops[carriers], masks, others))
 
     def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Removal:
-        chosen = carriers[self._order(len(carriers))][:REMOVED]
-        crops = self.sample.crops[chosen]
-        masks = widened(cue.masks[chosen], self.sample.grid)  # a seam is the cue still
-        mine = Images(crops, torch.full((len(chosen),), self.sample.target))
-        others = self._drawn(len(chosen))
-        left = self._left(mine, masks, others.crops)
-        if _is_large(masks):
-            control = self._left(others, masks, crops.flip(0))
+        edit, chosen = EDITS[cue.kind], carriers[self._order(len(carriers))][:REMOVED]
+        mine, masks, others = self._mine(chosen), self._masks(cue, chosen), self._drawn(len(chosen))
+        left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others.crops))
+        if cue.kind != COLOURS and _is_large(masks):
+            without = edit.take(others.crops, masks, mine.crops.flip(0))
+            control = Left.of(self.lab, others, without)
         else:
-            control = self._left(mine, self._elsewhere(masks), others.crops)
+            spared = edit.spare(mine.crops, masks, others.crops, self.generator)
+            control = Left.of(self.lab, mine, spared)
         return Removal(
             without=float(left.kept.mean()),
             elsewhere=float(control.kept.mean()),
@@ -169,52 +186,59 @@ class Trial:
             images=len(chosen),
         )
 
-    def _left(
-        self,
-        images: Images,
-        masks: Bool[Tensor, "images height width"],
-        others: UInt8[Tensor, "images 3 height width"],
-    ) -> "Left":
-        """What is left of each image's class without what the masks cover."""
-        filled_in = [filled(images.crops, masks, fill, others) for fill in FILLS]
-        logits = torch.stack([self.lab.logits(each) for each in filled_in])
-        kept = (logits.argmax(-1) == images.classes).float().mean(0)
-        left = own_log_odds(logits, images.classes.expand(len(FILLS), -1)).mean(0)
-        return Left(_numbers(kept)[None], _numbers(left)[None])
+    def _others(self, cue: Cue) -> Others | None:
+        """The class's other images, treated as carriers are from which the cue is taken."""
+        others = torch.nonzero(~cue.carriers).flatten()
+        if len(others) < max(LEAST_OTHERS, LEAST_OTHERS_SHARE * len(self.sample)):
+            return None
+        carriers = torch.nonzero(cue.carriers & ~self.sample.discovery).flatten()
+        carriers, others = (
+            images[self._order(len(images))][:COMPARED] for images in (carriers, others)
+        )
+        places = repeated(carriers, len(others))
+        kept, kept_of_others = (
+            self._kept(cue, images, at) for images, at in ((carriers, carriers), (others, places))
+        )
+        right, right_others = (self.sample.explained[i].numpy() for i in (carriers, others))
+        of_right = kept_of_others[:, right_others].mean(1) - kept[:, right].mean(1)
+        return Others(
+            deficit=difference(
+                float(kept_of_others.mean()), len(others), float(kept.mean()), len(carriers)
+            ),
+            excess=float(of_right.max()) if right_others.any() else 0.0,
+            right=int(right_others.sum()),
+        )
 
-    def _elsewhere(self, masks: Bool[Tensor, "images height width"]) -> Tensor:
-        return moved(masks, self.generator)
+    def _kept(
+        self, cue: Cue, images: Int[Tensor, " images"], places: Int[Tensor, " images"]
+    ) -> Float[np.ndarray, "fills images"]:
+        """Whether images are right without what is at some images' places, by fill."""
+        mine, others = self._mine(images), self._drawn(len(images)).crops
+        edited = EDITS[cue.kind].take(mine.crops, self._masks(cue, places), others)
+        return np.concatenate([Left.of(self.lab, mine, [crops]).kept for crops in edited])
+
+    def _mine(self, images: Int[Tensor, " images"]) -> Images:
+        return Images(self.sample.crops[images], torch.full((len(images),), self.sample.target))
+
+    def _masks(
+        self, cue: Cue, images: Int[Tensor, " images"]
+    ) -> Bool[Tensor, "images height width"]:
+        """What is taken and given: a seam is the cue still."""
+        return widened(cue.masks[images], self.sample.grid)
 
     def _drawn(self, count: int) -> Images:
         """So many recipients, of all groups alike; twice where there are not as many."""
         share = -(-count // len(self.recipients))
-        drawn = [
-            group.only(self._order(len(group)).repeat(-(-share // len(group)))[:share])
-            for group in self.recipients
-        ]
+        drawn = [group.only(repeated(self._order(len(group)), share)) for group in self.recipients]
         return Images.joined(drawn).only(torch.arange(count))
 
     def _order(self, count: int) -> Int[Tensor, " count"]:
         return torch.randperm(count, generator=self.generator)
 
 
-@dataclass(frozen=True)
-class Left:
-    """The share of fills with which an image stays its class, and that class's mean log-odds."""
-
-    kept: Float[np.ndarray, "1 images"]
-    log_odds: Float[np.ndarray, "1 images"]
-
-
-def _deficit(
-    with_cue: Bool[Tensor, " carriers"], without: Bool[Tensor, " others"], removal: Removal
-) -> Estimate | None:
-    """How much more often others are right than carriers are whose cue is removed."""
-    least = LEAST_OTHERS_SHARE * (len(with_cue) + len(without))
-    if len(without) < max(LEAST_OTHERS, least):
-        return None
-    left = share(with_cue) * removal.without
-    return difference(share(without), len(without), left, len(with_cue))
+def repeated(items: Int[Tensor, " items"], count: int) -> Int[Tensor, " count"]:
+    """The first `count` of some, beginning anew where there are not as many."""
+    return items.repeat(-(-count // len(items)))[:count]
 
 
 def widened(
@@ -228,7 +252,3 @@ def widened(
 
 def _is_large(masks: Bool[Tensor, "images height width"]) -> bool:
     return share(masks) > LARGE
-
-
-def _numbers(values: Float[Tensor, "*any"]) -> Float[np.ndarray, "*any"]:
-    return values.double().numpy()

@@ -1,22 +1,24 @@
 """What the evidence about a cue says, and what the cue costs: plain rules, thresholds in one place.
 
 A cue is *needed* where its carriers are lost without it, and *sufficient* where pasting it raises
-the class in other classes' images beyond its controls. Parts of an object are both, too. What tells
-a shortcut is that many images share the same pixels, and that the class's other images, which are
-without, are right no more often than its carriers are once it is gone: the object is still there,
-and does not help. Where an object is cut, carriers fall far below the others.
+the class beyond its controls, in other classes' images or in carriers that lost it. Parts of an
+object are both, too. What tells a shortcut is that many images share the same pixels, and that the
+class's other images, which are without, are right no more often than its carriers are once it is
+gone: the object is still there, and does not help. Where an object is cut, carriers fall far below
+the others.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from explainer.audit.cues import BACKGROUND
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
 
 LEAST_LIFT, LEAST_DROP = 0.10, 0.10
 MOST_Q = 0.05
+LIFT_ALONE = 0.25  # a cue that flips so many more images needs no object beside it
+LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what filling costs them
 # A moving cue on so large a share of a class may well be what the class is.
 OBJECT_SHARE = 0.9
 
@@ -105,8 +107,7 @@ def _on_cue(evidence: ClassEvidence, index: int, q_value: float | None) -> Findi
         severity=cue.carrier_share.value * max(0.0, cue.removal.drop.value),
         accuracy_without=_accuracy_without(cue),
     )
-    rules = _on_background if cue.kind == BACKGROUND else _on_content
-    verdict, reason = rules(cue, cue.paste, cue.removal, q_value)
+    verdict, reason = RULES[cue.kind](cue, cue.paste, cue.removal, q_value)
     return replace(finding, verdict=verdict, reason=reason)
 
 
@@ -118,21 +119,29 @@ def _on_background(
     return Verdict.CONTEXT, "its background flips other classes' images, and it needs it"
 
 
+def _on_colours(
+    cue: CueEvidence, paste: Paste, removal: Removal, q_value: float
+) -> tuple[Verdict, str]:
+    if not _is_needed(removal) or not _is_sufficient(paste, q_value):
+        return Verdict.CLEARED, _weak(paste, removal, q_value)
+    return Verdict.CONTEXT, "the colours of its images raise it in others, and it needs them"
+
+
 def _on_content(
     cue: CueEvidence, paste: Paste, removal: Removal, q_value: float
 ) -> tuple[Verdict, str]:
     """The rules, in the order in which they apply."""
-    is_sufficient = paste.shift.low > 0 and q_value < MOST_Q
-    if removal.drop.value < LEAST_DROP or removal.cost.low <= 0:
+    is_sufficient = _is_sufficient(paste, q_value)
+    if not _is_needed(removal):
         if is_sufficient and paste.lift.low > LEAST_LIFT:
             return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if not is_sufficient:
         return Verdict.CLEARED, _weak(paste, removal, q_value)
-    if _is_part_of_the_class(cue, removal):
+    if _is_part_of_the_class(cue, paste, removal):
         return Verdict.CLEARED, (
-            "carriers without it are right far more seldom than the class's other images: it is "
-            "part of what the class is"
+            "carriers without it are right far more seldom than the class's other images, or these "
+            "lose as much at its places: it is part of what the class is"
         )
     if not cue.is_fixed and cue.carrier_share.high >= OBJECT_SHARE:
         return Verdict.COMPACT_CUE, (
@@ -143,22 +152,43 @@ def _on_content(
     return Verdict.SHORTCUT, f"the same content {place} is sufficient, and its carriers need it"
 
 
-def _is_part_of_the_class(cue: CueEvidence, removal: Removal) -> bool:
-    """Whether the class's other images are right more often than carriers that lost it.
+RULES = {"content": _on_content, "background": _on_background, "colours": _on_colours}
 
-    That is, significantly, or by more than half of what the carriers lose.
+
+def _is_needed(removal: Removal) -> bool:
+    return removal.drop.value >= LEAST_DROP and max(removal.drop.low, removal.cost.low) > 0
+
+
+def _is_sufficient(paste: Paste, q_value: float) -> bool:
+    return max(paste.shift.low, paste.restored.low) > 0 and q_value < MOST_Q
+
+
+def _is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
+    """Whether the class's other images tell that the object goes with the cue.
+
+    They are right more often than carriers that lost it, significantly or by more than half of what
+    the carriers lose; or the same places, filled, cost them half of that and more, unless the cue
+    alone makes other classes' images the class.
     """
-    if cue.deficit is None:
+    others = cue.others
+    if others is None:
         return False
     lost = cue.accuracy_of_carriers.value * removal.drop.value
-    return cue.deficit.low > 0 or cue.deficit.value > lost / 2
+    lose_as_much = others.excess < removal.drop.value / 2
+    is_alone = paste.lift.low > LIFT_ALONE
+    return (
+        others.deficit.low > 0
+        or others.deficit.value > lost / 2
+        or (others.right >= LEAST_RIGHT and lose_as_much and not is_alone)
+    )
 
 
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
     return (
-        f"removing it loses {removal.drop.value:.2f} of its carriers and log-odds of at least "
-        f"{removal.cost.low:.2f}; pasting it gains at least {paste.shift.low:.2f} "
-        f"(q = {q_value:.2g}) and flips at least {paste.lift.low:.2f}: too little"
+        f"removing it loses {removal.drop.value:.2f} of its carriers, at least "
+        f"{removal.drop.low:.2f}, and log-odds of at least {removal.cost.low:.2f}; pasting it "
+        f"gains at least {paste.shift.low:.2f} in other images and {paste.restored.low:.2f} where "
+        f"it was (q = {q_value:.2g}), and flips at least {paste.lift.low:.2f}: too little"
     )
 
 

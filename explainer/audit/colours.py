@@ -1,0 +1,62 @@
+"""A cast of colour as a cue: it tells a class's images as wholes, with no place and no pattern.
+
+Colours of an image are the mean and the spread of each of its channels, which another image can be
+given (Reinhard et al., Color Transfer between Images, 2001, here in RGB).
+"""
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from explainer.audit.cues import Cue
+from explainer.audit.sample import ClassSample
+
+COLOURS = "colours"
+# A carrier's colours are farther on the class's side than this share of other classes' images; no
+# cue where so few images of the class are.
+OF_OTHERS, LEAST_SHARE = 0.95, 0.2
+# Less spread than this in a channel, of 1, is none to stretch; of the covariance so much is added.
+LEAST_SPREAD, RIDGE = 0.02, 1e-4
+
+
+def colours(
+    crops: UInt8[Tensor, "images 3 height width"],
+) -> Float[Tensor, "images 6"]:
+    """Mean and standard deviation of each channel, in [0, 1]."""
+    pixels = crops.flatten(2).float() / 255
+    return torch.cat([pixels.mean(2), pixels.std(2)], 1)
+
+
+def recoloured(
+    crops: UInt8[Tensor, "images 3 height width"], wanted: Float[Tensor, "#images 6"]
+) -> UInt8[Tensor, "images 3 height width"]:
+    """Crops whose channels have the means and standard deviations that are wanted, then cut."""
+    own, wanted = (each.unflatten(1, (2, 3, 1, 1)) for each in (colours(crops), wanted))
+    scale = wanted[:, 1] / own[:, 1].clamp_min(LEAST_SPREAD)
+    result = (crops.float() / 255 - own[:, 0]) * scale + wanted[:, 0]
+    return (255 * result).round().clamp(0, 255).to(torch.uint8)
+
+
+def cast(sample: ClassSample, others: UInt8[Tensor, "others 3 height width"]) -> Cue | None:
+    """The colours that tell images of a class from others, or None where few images have them.
+
+    The side of the class is found on its discovery half (Fisher's linear discriminant).
+    """
+    mine, theirs = colours(sample.crops), colours(others)
+    spread = torch.cov(theirs.T) + RIDGE * torch.eye(mine.shape[1])
+    towards = torch.linalg.solve(
+        spread, mine[sample.discovery].median(0).values - theirs.median(0).values
+    )
+    likeness, of_others = mine @ towards, theirs @ towards
+    threshold = float(of_others.quantile(OF_OTHERS))
+    if float((likeness[sample.discovery] >= threshold).float().mean()) < LEAST_SHARE:
+        return None
+    return Cue(
+        kind="colours",
+        origin=COLOURS,
+        likeness=likeness,
+        threshold=threshold,
+        masks=torch.ones(len(sample), *sample.size, dtype=torch.bool),
+        places=torch.tensor(sample.grid).float().div(2).expand(len(sample), -1),
+        is_fixed=True,
+    )

@@ -1,0 +1,73 @@
+"""How a cue of each kind is taken from images and given to others.
+
+Pixels are filled and pasted; colours of whole images are changed for others'.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from explainer.audit.colours import COLOURS, colours, recoloured
+from explainer.audit.cues import BACKGROUND
+from explainer.audit.interventions import Control, Fill, filled, moved
+
+Crops = UInt8[Tensor, "images 3 height width"]
+Masks = Bool[Tensor, "images height width"]
+Recipients = UInt8[Tensor, "recipients 3 height width"]
+Donors = UInt8[Tensor, "donors 3 height width"]
+OfDonors = Bool[Tensor, "donors height width"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to images for a kind of cue, by crops, masks and, where asked for, others.
+
+    `give` yields the recipients with each donor's cue. `take` yields crops without the cue, once a
+    fill; `spare` does as much to them and leaves it. `controls` are those of giving it.
+    """
+
+    give: Callable[[Recipients, Donors, OfDonors], Iterator[Recipients]]
+    take: Callable[[Crops, Masks, Crops], Iterator[Crops]]
+    spare: Callable[[Crops, Masks, Crops, torch.Generator], Iterator[Crops]]
+    controls: tuple[Control, ...]
+
+
+def _paste(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
+    for donor, mask in zip(donors, masks, strict=True):
+        yield torch.where(mask, donor, recipients)
+
+
+def _fill(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:
+    return (filled(crops, masks, fill, others) for fill in Fill)
+
+
+def _fill_elsewhere(
+    crops: Crops, masks: Masks, others: Crops, generator: torch.Generator
+) -> Iterator[Crops]:
+    return _fill(crops, moved(masks, generator), others)
+
+
+def _recolour(recipients: Recipients, donors: Donors, _masks: OfDonors) -> Iterator[Recipients]:
+    return (recoloured(recipients, each[None]) for each in colours(donors))
+
+
+def _change_colours(crops: Crops, _masks: Masks, others: Crops) -> Iterator[Crops]:
+    yield recoloured(crops, colours(others))
+
+
+def _exchange_colours(
+    crops: Crops, _masks: Masks, _others: Crops, _generator: torch.Generator
+) -> Iterator[Crops]:
+    """Among the images themselves, which all have the class's colours."""
+    yield recoloured(crops, colours(crops.roll(1, 0)))
+
+
+_PIXELS = Edit(_paste, _fill, _fill_elsewhere, tuple(Control))
+EDITS: Mapping[str, Edit] = {
+    "content": _PIXELS,
+    BACKGROUND: _PIXELS,
+    COLOURS: Edit(_recolour, _change_colours, _exchange_colours, (Control.OTHER_CLASS,)),
+}

@@ -1,0 +1,69 @@
+"""What comes of interventions over many images, and how it exceeds its controls."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from explainer.audit.interventions import Control, Images, Laboratory, Pasted, own_log_odds, share
+from explainer.audit.significance import Estimate, lift, shift, sign_flip
+
+
+@dataclass(frozen=True)
+class Left:
+    """The share of fills with which an image stays its class, and that class's mean log-odds."""
+
+    kept: Float[np.ndarray, "1 images"]
+    log_odds: Float[np.ndarray, "1 images"]
+
+    @classmethod
+    def of(
+        cls,
+        lab: Laboratory,
+        images: Images,
+        edited: Iterable[UInt8[Tensor, "images 3 height width"]],
+    ) -> "Left":
+        """What the model makes of images that were edited, each in all of the ways."""
+        logits = torch.stack([lab.logits(crops) for crops in edited])
+        kept = (logits.argmax(-1) == images.classes).float().mean(0)
+        left = own_log_odds(logits, images.classes.expand(len(logits), -1)).mean(0)
+        return cls(numbers(kept)[None], numbers(left)[None])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A paste and its controls, each over the same recipients."""
+
+    treated: Pasted
+    controls: Mapping[Control, Pasted]
+
+    @property
+    def flips(self) -> Mapping[Control, float]:
+        """The share of flips that each control causes."""
+        return {name: share(each.flips) for name, each in self.controls.items()}
+
+    def lift(self, seed: int) -> Estimate:
+        """The flips beyond those of the control that causes most."""
+        flips: Bool[Tensor, "donors recipients"]
+        flips = max((each.flips for each in self.controls.values()), key=share)
+        return lift(self.treated.flips.numpy(), flips.numpy(), seed)
+
+    def shift(self, seed: int) -> Estimate:
+        """The log-odds beyond those of the control that raises them most."""
+        gained = [numbers(each.log_odds) for each in self.controls.values()]
+        most = max(gained, key=lambda each: float(each.mean()))
+        return shift(numbers(self.treated.log_odds), most, seed)
+
+    def p_value(self, seed: int) -> float:
+        """Of the shift, over recipients, since donors are near-copies; the controls' largest."""
+        treated = numbers(self.treated.log_odds)
+        gains = [treated - numbers(each.log_odds) for each in self.controls.values()]
+        return max(sign_flip(gain.mean(0), seed) for gain in gains)
+
+
+def numbers(values: Float[Tensor, "*any"]) -> Float[np.ndarray, "*any"]:
+    """As numpy's, in float64."""
+    return values.double().numpy()
