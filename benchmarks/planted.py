@@ -3,12 +3,14 @@
     python benchmarks/planted.py DIR base                    # one clean model of forty classes
     python benchmarks/planted.py DIR train [--models 0 1]    # fine-tuned with eight plants each
     python benchmarks/planted.py DIR audit [--models 0 1]    # audits on pictures of other seeds
+    python benchmarks/planted.py DIR audit --pictures 50     # with fewer of a class, into DIR/50
     python benchmarks/planted_report.py DIR                  # what came of it, as tables
 
 A cell is a kind of artefact, its size and the share of a class's pictures that carry it. Each model
-holds eight cells, on classes that its number draws. The last three are decoys: `clean` holds no
-plant, `everywhere` one watermark on 30% of all classes, and `unseen` is the clean model again, on
-pictures with the plants of model 0. A plant took where the model loses TOOK of accuracy on the same
+holds eight cells, on classes that its number draws; eight models hold all cells, and eight more are
+held out: nothing was fixed on them. Three are decoys: `clean` holds no plant, `everywhere` one
+watermark on 30% of all classes, and `unseen` is the clean model again, on pictures with the plants
+of model 0. A plant took where the model loses TOOK of accuracy on the same
 test pictures without it: a threshold fixed before anything was measured. Every model and every
 audit is a function of its number alone, on one kind of CPU.
 """
@@ -58,8 +60,10 @@ from jobs.audit_plan import (
 RATES = (0.05, 0.1, 0.25, 0.5, 1.0)
 PLANTS = 8
 CELLS = len(KINDS) * len(SIZES) * len(RATES)
-PLANTED = range(-(-CELLS // PLANTS))
-CLEAN, EVERYWHERE, UNSEEN = (len(PLANTED) + i for i in range(3))
+LOOKED_AT = range(-(-CELLS // PLANTS))  # the models on which rules and thresholds were fixed
+CLEAN, EVERYWHERE, UNSEEN = (len(LOOKED_AT) + i for i in range(3))
+HELD_OUT = range(16, 16 + len(LOOKED_AT))
+PLANTED = (*LOOKED_AT, *HELD_OUT)
 EVERYWHERE_RATE = 0.3
 TOOK = 0.1
 
@@ -84,15 +88,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Plant shortcuts and audit the models.")
     parser.add_argument("out", type=Path)
     parser.add_argument("step", choices=("base", "train", "audit"))
-    parser.add_argument("--models", nargs="+", type=int, default=[*range(UNSEEN + 1)])
+    every = [*PLANTED, CLEAN, EVERYWHERE, UNSEEN]
+    parser.add_argument("--models", nargs="+", type=int, default=every, help="default: all")
+    parser.add_argument("--clean", type=int, default=len(CLASSES), help="so many classes without")
+    parser.add_argument("--pictures", type=int, default=TEST_PER_CLASS, help="audited of a class")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.step == "base":
         train_base(options.out)
         return
-    step = train_planted if options.step == "train" else audit_model
     for number in options.models:
-        step(options.out, number)
+        if options.step == "train":
+            train_planted(options.out, number)
+        else:
+            audit_model(options.out, number, options.pictures, options.clean)
 
 
 def cells_of(number: int) -> dict[int, Cell]:
@@ -105,8 +114,9 @@ def cells_of(number: int) -> dict[int, Cell]:
     if number not in PLANTED:
         return {}
     every = [*product(KINDS, SIZES, RATES)]
-    order = np.resize(default_rng(CELLS).permutation(CELLS), PLANTS * len(PLANTED))
-    mine = [every[i] for i in order[PLANTS * number : PLANTS * (number + 1)]]
+    order = np.resize(default_rng(CELLS).permutation(CELLS), PLANTS * len(LOOKED_AT))
+    first = PLANTS * (number % len(LOOKED_AT))
+    mine = [every[i] for i in order[first : first + PLANTS]]
     return {
         shape: Cell(Plant(kind, size, variant), rate)
         for variant, (shape, (kind, size, rate)) in enumerate(zip(shapes, mine, strict=False))
@@ -206,13 +216,13 @@ class Dataset:
     planted: Tensor
 
     @classmethod
-    def of(cls, cells: dict[int, Cell]) -> "Dataset":
-        """TEST_PER_CLASS pictures of each class, seeds from 0."""
-        seeds, grid = range(TEST_PER_CLASS), MODEL_ARGS["img_size"] // MODEL_ARGS["patch_size"]
+    def of(cls, cells: dict[int, Cell], pictures: int) -> "Dataset":
+        """So many pictures of each class, seeds from 0."""
+        seeds, grid = range(pictures), MODEL_ARGS["img_size"] // MODEL_ARGS["patch_size"]
         samples = [s for i in range(len(CLASSES)) for s in drawn(i, seeds, cells.get(i))]
         masks = torch.from_numpy(np.stack([each.planted for each in samples]))
         covered = torch.nn.functional.adaptive_avg_pool2d(masks[:, None].float(), grid)[:, 0]
-        labels = torch.arange(len(CLASSES)).repeat_interleave(TEST_PER_CLASS)
+        labels = torch.arange(len(CLASSES)).repeat_interleave(pictures)
         return cls(pixels_of(samples), labels, covered)
 
     def only(self, recipients: Recipients) -> Images:
@@ -220,11 +230,11 @@ class Dataset:
         return Images(self.crops[recipients.rows], torch.from_numpy(recipients.classes))
 
 
-def audit_model(folder: Path, number: int) -> None:
+def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> None:
     """Audit a model as jobs/audit.py does, and note what there is to compare, class by class."""
     model = load(folder / str(CLEAN if number == UNSEEN else number))
     cells = cells_of(0 if number == UNSEEN else number)
-    data = Dataset.of(cells)
+    data = Dataset.of(cells, pictures)
     explained = [explain(model, part) for part in data.crops.split(BATCH)]
     saliency = torch.cat([each.saliency[:, 0] for each in explained])
     predictions = torch.cat([each.logits.argmax(-1) for each in explained])
@@ -234,7 +244,8 @@ def audit_model(folder: Path, number: int) -> None:
     pool = data.only(recipients(found))
     lab = Laboratory(model, BATCH)
     examinations, seconds = [], []
-    audited = cells if number == UNSEEN else range(len(CLASSES))
+    without = [i for i in default_rng(number).permutation(len(CLASSES)).tolist() if i not in cells]
+    audited = {*cells} if number == UNSEEN else {*cells, *without[:most_clean]}
     for images in (each for each in class_images(found) if each.target in audited):
         started = time.monotonic()
         sample = sample_of(data, saliency, images)
@@ -251,9 +262,11 @@ def audit_model(folder: Path, number: int) -> None:
     ]
     accuracy = float((predictions == data.labels).float().mean())
     out.print(f"model {number}: accuracy {accuracy:.3f}, audited in {sum(seconds):.0f} s")
-    (folder / f"audit-{number}.json").write_text(json.dumps(lines, indent=1) + "\n")
+    results = folder if pictures == TEST_PER_CLASS else folder / str(pictures)
+    results.mkdir(exist_ok=True)
+    (results / f"audit-{number}.json").write_text(json.dumps(lines, indent=1) + "\n")
     np.savez_compressed(
-        folder / f"maps-{number}.npz",
+        results / f"maps-{number}.npz",
         saliency=saliency.half().numpy(),
         predicted=predictions.numpy(),
         planted=data.planted.flatten(1).amax(1).numpy() > 0,

@@ -5,8 +5,8 @@
 A class is flagged where its verdict is `shortcut`, `compact cue` or `context`. Totals are over the
 plants that took and over all; clean classes are those without a plant of all planted models, icons
 left out, which are decoys. A class's score is that of its best cue: its drop, less the lower end
-of its deficit where it has one, less one where it is not sufficient, and one where
-it costs nothing.
+of its deficit where it has one, less one where it is not sufficient, less one where it costs
+nothing, and one more where its verdict flags it.
 """
 
 import argparse
@@ -23,14 +23,12 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.planted import CLEAN, EVERYWHERE, PLANTED, TEST_PER_CLASS, UNSEEN
+from benchmarks.planted import CLEAN, EVERYWHERE, HELD_OUT, LOOKED_AT, PLANTED, UNSEEN
 from benchmarks.planted_pictures import CLASSES, ICONS, LOCAL
 from explainer.audit.significance import wilson
 from explainer.audit.statistics import as_shares, auc, largest_z, summary
 from explainer.audit.verdict import MOST_Q
 
-# Rules and thresholds were fixed on the demo's model and on the first four of these.
-HELD_OUT = PLANTED[4:]
 WITHOUT_CUE = -3.0
 FLAGGED = ("shortcut", "compact cue: look at it", "context")
 NEIGHBOURS, MOST_CLUSTERS = 10, 8
@@ -51,7 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Report on planted shortcuts.")
     parser.add_argument("out", type=Path)
     folder = parser.parse_args().out
-    found = {n: read(folder, n) for n in range(UNSEEN + 1) if (folder / f"audit-{n}.json").exists()}
+    every = (*PLANTED, CLEAN, EVERYWHERE, UNSEEN)
+    found = {n: read(folder, n) for n in every if (folder / f"audit-{n}.json").exists()}
     planted = [row for number in PLANTED if number in found for row in found[number]]
     for number in PLANTED:
         if number in found:
@@ -59,7 +58,7 @@ def main() -> None:
     plants = [row for row in planted if row["plant"]]
     clean = [row for row in planted if not row["plant"] and not is_icon(row)]
     print_cells(plants)
-    for name, models in (("all models", PLANTED), ("models not looked at before", HELD_OUT)):
+    for name, models in (("models that rules were fixed on", LOOKED_AT), ("held out", HELD_OUT)):
         out.print(f"\n{name}:")
         print_totals(
             [row for row in plants if row["model"] in models],
@@ -86,7 +85,7 @@ def score(cue: Row) -> float:
     deficit = cue["others"]["deficit"]["low"] if cue["others"] else 0.0
     least = max(cue["shift"]["low"], cue["restored"]["low"])
     is_sufficient = least > 0 and cue["q"] < MOST_Q
-    lacking = (not is_sufficient) + (cue["cost"]["low"] <= 0)
+    lacking = (not is_sufficient) + (cue["cost"]["low"] <= 0) - (cue["verdict"] in FLAGGED)
     return float(cue["drop"]["value"] - max(0.0, deficit) - lacking)
 
 
@@ -212,7 +211,7 @@ def describe(folder: Path, number: int, rows: list[Row]) -> None:
     """Note beside each class of a model what its maps and its pixels alone say of it."""
     stored = np.load(folder / f"maps-{number}.npz")
     maps, pixels = stored["saliency"].astype(np.float32), stored["properties"]
-    labels = np.arange(len(maps)) // TEST_PER_CLASS
+    labels = np.arange(len(CLASSES)).repeat(len(maps) // len(CLASSES))
     for row in rows:
         is_mine = labels == row["target"]
         mine, others = as_shares(maps[is_mine]), as_shares(maps[~is_mine][::20])
