@@ -200,12 +200,14 @@ class Trial:
             self._kept(cue, images, at) for images, at in ((carriers, carriers), (others, places))
         )
         right, right_others = (self.sample.explained[i].numpy() for i in (carriers, others))
-        of_right = kept_of_others[:, right_others].mean(1) - kept[:, right].mean(1)
+        excess = 0.0
+        if right.any() and right_others.any():
+            excess = (kept_of_others[:, right_others].mean(1) - kept[:, right].mean(1)).max()
         return Others(
             deficit=difference(
                 float(kept_of_others.mean()), len(others), float(kept.mean()), len(carriers)
             ),
-            excess=float(of_right.max()) if right_others.any() else 0.0,
+            excess=float(excess),
             right=int(right_others.sum()),
         )
 

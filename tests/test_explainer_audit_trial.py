@@ -1,0 +1,189 @@
+"""Interventions tell what a model goes by: known rules stand in for learned ones."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from explainer import VitClassifier, load_model
+from explainer.audit import colours
+from explainer.audit.cues import Cue
+from explainer.audit.examination import examine
+from explainer.audit.interventions import Images, Laboratory
+from explainer.audit.patterns import correlation
+from explainer.audit.sample import ClassSample
+from explainer.audit.trial import Trial
+from explainer.audit.verdict import Finding, Verdict, findings
+
+SIZE, GRID, PART = 96, (8, 8), 24  # pixels, tokens, and pixels across an object or a sticker
+IMAGES, OTHERS = 80, 60
+CLASS, TWIN, NOTHING = range(3)
+
+
+class Rule(nn.Module):
+    """Logits by a rule over images in [0, 1], in the place of a vision transformer."""
+
+    def __init__(self, vit: nn.Module, rule: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.patch_embed, self.rule = vit.patch_embed, rule
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.rule(images)
+
+
+def by_rule(rule: Callable[[Tensor], Tensor]) -> VitClassifier:
+    arguments = {"img_size": SIZE, "patch_size": 12, "embed_dim": 48, "depth": 1, "num_heads": 1}
+    model = load_model("vit_tiny_patch16_224", model_args=arguments | {"num_classes": 3}, seed=0)
+    plain = replace(model.preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return replace(model, vit=Rule(model.vit, rule), preprocessing=plain)
+
+
+def backgrounds(images: int, seed: int) -> Tensor:
+    """Smooth random colours, none of them as green as an object."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(images, 3, 6, 6, generator=generator)
+    coarse[:, 1] *= 0.6
+    return functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear")
+
+
+def places(images: int, seed: int, columns: range) -> list[tuple[int, int]]:
+    generator = torch.Generator().manual_seed(seed)
+    down = torch.randint(0, SIZE - PART, (images,), generator=generator)
+    across = torch.randint(columns.start, columns.stop - PART, (images,), generator=generator)
+    return list(zip(down.tolist(), across.tolist(), strict=True))
+
+
+def put(image: Tensor, what: Tensor, place: tuple[int, int]) -> Tensor:
+    """Paste a square into an image; its region."""
+    region = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    region[place[0] : place[0] + PART, place[1] : place[1] + PART] = True
+    image[:, region] = what.expand(3, PART, PART).flatten(1)
+    return region
+
+
+GREEN = torch.tensor([0.0, 1.0, 0.0])[:, None, None]
+STICKER = torch.rand(3, PART, PART, generator=torch.Generator().manual_seed(7))
+
+
+def has_object(images: Tensor) -> Tensor:
+    green = images[:, 1] - images[:, [0, 2]].amax(1)
+    return (functional.avg_pool2d(green, PART - 4, 2).flatten(1).amax(1) > 0.7).float()
+
+
+def has_sticker(images: Tensor) -> Tensor:
+    return (correlation(STICKER[None], images).flatten(1).amax(1) > 0.7).float()
+
+
+def crops_of(images: Tensor) -> Tensor:
+    return (255 * images).round().to(torch.uint8)
+
+
+def cue_of(regions: Tensor, carriers: Tensor, *, is_fixed: bool) -> Cue:
+    centres = torch.tensor(GRID).float().div(2).expand(len(carriers), -1)
+    return Cue("content", "by hand", carriers.float(), 0.5, regions, centres, is_fixed)
+
+
+def sample_of(model: VitClassifier, images: Tensor) -> ClassSample:
+    crops = crops_of(images)
+    maps = torch.rand(len(crops), *GRID, generator=torch.Generator().manual_seed(3))
+    right = Laboratory(model, 64).logits(crops).argmax(-1) == CLASS
+    return ClassSample(CLASS, crops, maps, right, torch.arange(len(crops)) % 2 == 0)
+
+
+def judged(model: VitClassifier, sample: ClassSample, cue: Cue) -> Finding:
+    others = Images(crops_of(backgrounds(OTHERS, seed=5)), torch.full((OTHERS,), NOTHING))
+    generator = torch.Generator().manual_seed(0)
+    evidence = Trial(Laboratory(model, 64), sample, [others], generator, seed=0).of(cue)
+    of_class = examine(Laboratory(model, 64), sample, others, others, seed=0).evidence
+    return findings([replace(of_class, cues=(evidence,))])[0]
+
+
+def test_what_decides_only_beside_the_object_shows_where_it_is_put_back():
+    """A sticker makes the class of an object and nothing of other images."""
+
+    def rule(images: Tensor) -> Tensor:
+        found, marked = has_object(images), has_sticker(images)
+        return torch.stack([8 * found * marked, 8 * found * (1 - marked), 4 + 0 * found], 1)
+
+    images = backgrounds(IMAGES, seed=1)
+    carriers = torch.arange(IMAGES) % 5 < 3
+    regions = torch.zeros(IMAGES, SIZE, SIZE, dtype=torch.bool)
+    objects = places(IMAGES, 2, range(SIZE // 2))
+    stickers = places(IMAGES, 3, range(SIZE // 2, SIZE))
+    for i, image in enumerate(images):
+        put(image, GREEN, objects[i])
+        if carriers[i]:
+            regions[i] = put(image, STICKER, stickers[i])
+    model = by_rule(rule)
+    sample = sample_of(model, images)
+    assert sample.explained.equal(carriers)
+    finding = judged(model, sample, cue_of(regions, carriers, is_fixed=False))
+    assert finding.verdict is Verdict.SHORTCUT
+    paste = finding.of_cue.paste
+    assert paste.flips == 0
+    assert paste.shift.value == pytest.approx(0, abs=1e-3)
+    assert paste.restored.low > 4
+    assert finding.of_cue.removal.without == 0
+
+
+def test_a_place_that_others_need_as_much_holds_the_object():
+    """All images have the object in the middle; half of them are taken for carriers of a cue."""
+
+    def rule(images: Tensor) -> Tensor:
+        found = has_object(images)
+        return torch.stack([8 * found, 0 * found, 4 + 0 * found], 1)
+
+    images, middle = backgrounds(IMAGES, seed=1), (SIZE - PART) // 2
+    regions = torch.stack([put(image, GREEN, (middle, middle)) for image in images])
+    carriers = torch.arange(IMAGES) % 4 < 2
+    model = by_rule(rule)
+    sample = sample_of(model, images)
+    finding = judged(model, sample, cue_of(regions, carriers, is_fixed=True))
+    assert finding.of_cue.removal.drop.value == pytest.approx(1)
+    assert finding.of_cue.paste.restored.low > 4
+    assert finding.of_cue.others.excess == pytest.approx(0)
+    # It flips other classes' images, as a whole object does: a person has to look.
+    assert finding.of_cue.paste.lift.low > 0.25
+    assert finding.verdict is Verdict.SHORTCUT
+    weaker = replace(finding.of_cue.paste, lift=replace(finding.of_cue.paste.lift, low=0.2))
+    weaker_cue = replace(finding.of_cue, paste=weaker)
+    assert findings([replace(finding.evidence, cues=(weaker_cue,))])[0].verdict is Verdict.CLEARED
+
+
+def reddened(images: Tensor, cast: Tensor) -> Tensor:
+    red = torch.tensor([1.0, 0.1, 0.1])[:, None, None]
+    return torch.where(cast[:, None, None, None], images + 0.5 * (red - images), images)
+
+
+def by_redness(images: Tensor) -> Tensor:
+    red = images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
+    return torch.stack([40 * (red - 0.3), 0 * red - 20, 0 * red], 1)
+
+
+def test_a_cast_of_colour_is_context_and_its_carriers_are_those_that_have_it():
+    cast = torch.arange(IMAGES) % 3 > 0
+    model = by_rule(by_redness)
+    sample = sample_of(model, reddened(backgrounds(IMAGES, seed=1), cast))
+    others = Images(crops_of(backgrounds(OTHERS, seed=5)), torch.full((OTHERS,), NOTHING))
+    examination = examine(Laboratory(model, 64), sample, others, others, seed=0)
+    (number,) = (i for i, cue in enumerate(examination.cues) if cue.kind == "colours")
+    assert (examination.cues[number].carriers == cast).float().mean() >= 0.9
+    (finding,) = (f for f in findings([examination.evidence]) if f.cue == number)
+    assert finding.verdict is Verdict.CONTEXT
+    assert finding.of_cue.removal.drop.low > 0.5
+
+
+def test_images_as_others_in_colour_have_no_cast():
+    model = by_rule(by_redness)
+    sample = sample_of(model, backgrounds(IMAGES, seed=1))
+    assert colours.cast(sample, crops_of(backgrounds(OTHERS, seed=5))) is None
+
+
+def test_recoloured_images_have_the_colours_that_were_asked_for():
+    crops, others = (crops_of(0.3 + 0.4 * backgrounds(8, seed=seed)) for seed in (1, 2))
+    got = colours.colours(colours.recoloured(crops, colours.colours(others)))
+    assert (got - colours.colours(others)).abs().max() <= 0.01
+    assert colours.recoloured(crops, colours.colours(crops)).equal(crops)
