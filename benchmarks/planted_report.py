@@ -59,6 +59,8 @@ def main() -> None:
     clean = [row for row in planted if not row["plant"] and not is_icon(row)]
     print_cells(plants)
     for name, models in (("models that rules were fixed on", LOOKED_AT), ("held out", HELD_OUT)):
+        if not any(number in found for number in models):
+            continue
         out.print(f"\n{name}:")
         print_totals(
             [row for row in plants if row["model"] in models],
