@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from explainer.audit.cues import Cue
-from explainer.audit.interventions import Fill, filled
+from explainer.audit.edits import EDITS
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import widened
 
@@ -19,19 +19,24 @@ OUTLINE = (255, 40, 200)
 
 
 def png(sample: ClassSample, cue: Cue, recipients: Tensor) -> bytes:
-    """A PNG of three rows: carriers, the cue outlined; without it; `recipients` with it pasted."""
+    """A PNG of three rows: carriers, the cue outlined; without it; `recipients` with it given.
+
+    It is taken and given as the trial does.
+    """
     carriers = torch.nonzero(cue.carriers).flatten()[:COLUMNS]
     crops, masks = sample.crops[carriers], cue.masks[carriers]
-    spread = torch.linspace(0, len(recipients) - 1, len(carriers)).long()
-    pasted = torch.where(masks[:, None], crops, recipients[spread])
-    without = filled(crops, widened(masks, sample.grid), Fill.SURROUND, crops)
+    others = recipients[torch.linspace(0, len(recipients) - 1, len(carriers)).long()]
+    edit, regions = EDITS[cue.kind], widened(masks, sample.grid)
+    without = next(edit.take(crops, regions, others))
+    pairs = zip(others.split(1), crops.split(1), regions.split(1), strict=True)
+    pasted = torch.cat([next(edit.give(*pair)) for pair in pairs])
     rows = [
         (
             "carriers, the cue outlined",
             [_outlined(crop, mask) for crop, mask in zip(crops, masks, strict=True)],
         ),
         ("without the cue", [_pixels(each) for each in without]),
-        ("other classes, the cue pasted", [_pixels(each) for each in pasted]),
+        ("other classes with the cue", [_pixels(each) for each in pasted]),
     ]
     file = io.BytesIO()
     _sheet(rows).save(file, "PNG", optimize=True)

@@ -141,11 +141,8 @@ def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
     )
     expected, got = (trial(crops).of(cue) for crops in (sample.crops, found_in))
     assert got.paste.controls == expected.paste.controls
-    for name in (
-        "lift",
-        "shift",
-        "restored",
-    ):  # how products are summed hangs on the memory's layout
+    # How products are summed hangs on the memory's layout.
+    for name in ("lift", "shift", "restored"):
         mine, want = (astuple(getattr(each.paste, name)) for each in (got, expected))
         assert mine == pytest.approx(want, abs=1e-4)
     assert got.removal.drop == expected.removal.drop
