@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from explainer.audit import content, regions
+from explainer.audit import regions
 from explainer.audit.content import Seed
 from explainer.audit.growth import Gallery, Grown, grow
 from explainer.audit.patterns import patterns
@@ -45,12 +45,8 @@ class Cue:
         return self.likeness >= self.threshold
 
 
-def found(
-    sample: ClassSample, others: UInt8[Tensor, "others 3 height width"], seeds: Sequence[Seed]
-) -> list[Cue]:
+def found(sample: ClassSample, gallery: Gallery, seeds: Sequence[Seed]) -> list[Cue]:
     """The distinct cues that grow from seeds, those of most and most similar carriers first."""
-    mine, theirs = (content.reduced(crops, sample.grid) for crops in (sample.crops, others))
-    gallery = Gallery(mine, theirs, sample.discovery, content.pixels_of_a_cell(sample.grid))
     cues = []
     for side in sorted({seed.side for seed in seeds}):
         alike = [seed for seed in seeds if seed.side == side]

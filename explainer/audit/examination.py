@@ -13,6 +13,7 @@ from explainer.audit import colours, content, cues
 from explainer.audit.colours import COLOURS
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.evidence import ClassEvidence
+from explainer.audit.growth import Gallery
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.proposals import Proposer
 from explainer.audit.sample import ClassSample
@@ -64,10 +65,11 @@ def _candidates(
     mine, theirs = (
         content.reduced(crops, sample.grid) for crops in (sample.crops, strangers.crops)
     )
+    gallery = Gallery(mine, theirs, sample.discovery, content.pixels_of_a_cell(sample.grid))
     seeds = Proposer(lab, sample, generator).seeds(mine, theirs)
     cast = colours.cast(sample, strangers.crops)
     of_whole = [cues.background(sample), *([] if cast is None else [cast])]
-    return [*cues.found(sample, strangers.crops, seeds), *of_whole]
+    return [*cues.found(sample, gallery, seeds), *of_whole]
 
 
 def _promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
