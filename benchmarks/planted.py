@@ -6,13 +6,12 @@
     python benchmarks/planted.py DIR audit --pictures 50     # with fewer of a class, into DIR/50
     python benchmarks/planted_report.py DIR                  # what came of it, as tables
 
-A cell is a kind of artefact, its size and the share of a class's pictures that carry it. Each model
-holds eight cells, on classes that its number draws; eight models hold all cells, and eight more are
-held out: nothing was fixed on them. Three are decoys: `clean` holds no plant, `everywhere` one
-watermark on 30% of all classes, and `unseen` is the clean model again, on pictures with the plants
-of model 0. A plant took where the model loses TOOK of accuracy on the same
-test pictures without it: a threshold fixed before anything was measured. Every model and every
-audit is a function of its number alone, on one kind of CPU.
+Each model holds eight cells of artefact, size and rate (planted_cells.py); rules and thresholds
+were fixed on some models, and eight are held out. Three are decoys: `clean` holds no plant,
+`everywhere` one watermark on 30% of all classes, and `unseen` is the clean model again, on pictures
+with the plants of model 0. A plant took where the model loses TOOK of accuracy on the same test
+pictures without it: a threshold fixed before anything was measured. Every model and every audit is
+a function of its number alone, on one kind of CPU.
 """
 
 import argparse
@@ -21,7 +20,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from planted_models import train
 from train_demo import ARCHITECTURE, predicted, save_model
 
-from benchmarks.planted_pictures import CLASSES, ICONS, KINDS, SIZES, Plant, Sample, sample
+from benchmarks.planted_cells import (
+    CLEAN,
+    EVERYWHERE,
+    PLANTED,
+    TEST_PER_CLASS,
+    TOOK,
+    UNSEEN,
+    Cell,
+    cells_of,
+    drawn,
+    pixels_of,
+)
+from benchmarks.planted_pictures import CLASSES, sample
 from explainer import VitClassifier, explain, load_model
 from explainer.audit.evidence import CueEvidence
 from explainer.audit.examination import Examination, examine
@@ -57,30 +67,12 @@ from jobs.audit_plan import (
     recipients,
 )
 
-RATES = (0.05, 0.1, 0.25, 0.5, 1.0)
-PLANTS = 8
-CELLS = len(KINDS) * len(SIZES) * len(RATES)
-LOOKED_AT = range(-(-CELLS // PLANTS))  # the models on which rules and thresholds were fixed
-CLEAN, EVERYWHERE, UNSEEN = (len(LOOKED_AT) + i for i in range(3))
-HELD_OUT = range(16, 16 + len(LOOKED_AT))
-PLANTED = (*LOOKED_AT, *HELD_OUT)
-EVERYWHERE_RATE = 0.3
-TOOK = 0.1
-
 MODEL_ARGS = {"img_size": 96, "patch_size": 12, "embed_dim": 96, "depth": 6, "num_heads": 3}
-TRAIN_SEED, TRAIN_PER_CLASS, TEST_PER_CLASS = 1_000_000, 200, 200
+TRAIN_SEED, TRAIN_PER_CLASS = 1_000_000, 200
 # Least share of a token that a plant covers where it counts as the plant's.
 COVERED = 0.25
 BASE_STEPS, STEPS, BATCH = 1_500, 300, 32
 out = Console(soft_wrap=True, highlight=False)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A plant on a class, and the share of its pictures that carry it."""
-
-    plant: Plant
-    rate: float
 
 
 def main() -> None:
@@ -102,44 +94,6 @@ def main() -> None:
             train_planted(options.out, number)
         else:
             audit_model(options.out, number, options.pictures, options.clean)
-
-
-def cells_of(number: int) -> dict[int, Cell]:
-    """The plants of a model, by class; each is another variant of its artefact."""
-    random = default_rng(number)
-    shapes = random.permutation(len(CLASSES) - len(ICONS)).tolist()
-    if number == EVERYWHERE:
-        cell = Cell(Plant("watermark", "large", 0), EVERYWHERE_RATE)
-        return dict.fromkeys(range(len(CLASSES)), cell)
-    if number not in PLANTED:
-        return {}
-    every = [*product(KINDS, SIZES, RATES)]
-    order = np.resize(default_rng(CELLS).permutation(CELLS), PLANTS * len(LOOKED_AT))
-    first = PLANTS * (number % len(LOOKED_AT))
-    mine = [every[i] for i in order[first : first + PLANTS]]
-    return {
-        shape: Cell(Plant(kind, size, variant), rate)
-        for variant, (shape, (kind, size, rate)) in enumerate(zip(shapes, mine, strict=False))
-    }
-
-
-def carries(class_index: int, seed: int, rate: float) -> bool:
-    """Whether a picture carries its class's plant; those of a lower rate are among a higher's."""
-    return bool(default_rng([seed, class_index, 7]).random() < rate)
-
-
-def drawn(class_index: int, seeds: range, cell: Cell | None) -> list[Sample]:
-    """Pictures of a class; `cell` plants part of them."""
-    return [
-        sample(class_index, seed, cell.plant)
-        if cell is not None and carries(class_index, seed, cell.rate)
-        else sample(class_index, seed, None)
-        for seed in seeds
-    ]
-
-
-def pixels_of(samples: list[Sample]) -> Tensor:
-    return torch.from_numpy(np.stack([each.pixels for each in samples]))
 
 
 @cache

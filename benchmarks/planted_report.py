@@ -23,7 +23,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.planted import CLEAN, EVERYWHERE, HELD_OUT, LOOKED_AT, PLANTED, UNSEEN
+from benchmarks.planted_cells import CLEAN, EVERYWHERE, HELD_OUT, LOOKED_AT, PLANTED, UNSEEN
 from benchmarks.planted_pictures import CLASSES, ICONS, LOCAL
 from explainer.audit.significance import wilson
 from explainer.audit.statistics import as_shares, auc, largest_z, summary

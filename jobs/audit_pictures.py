@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from explainer.audit.cues import Cue
-from explainer.audit.edits import EDITS
+from explainer.audit.edits import edit_of
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import widened
 
@@ -26,10 +26,9 @@ def png(sample: ClassSample, cue: Cue, recipients: Tensor) -> bytes:
     carriers = torch.nonzero(cue.carriers).flatten()[:COLUMNS]
     crops, masks = sample.crops[carriers], cue.masks[carriers]
     others = recipients[torch.linspace(0, len(recipients) - 1, len(carriers)).long()]
-    edit, regions = EDITS[cue.kind], widened(masks, sample.grid)
+    edit, regions = edit_of(cue), widened(masks, sample.grid)
     without = next(edit.take(crops, regions, others))
-    pairs = zip(others.split(1), crops.split(1), regions.split(1), strict=True)
-    pasted = torch.cat([next(edit.give(*pair)) for pair in pairs])
+    pasted = next(edit.give(others, crops, regions))
     rows = [
         (
             "carriers, the cue outlined",

@@ -160,7 +160,7 @@ def _of_cue(cue: CueEvidence) -> dict[str, Any]:
         row |= {"kept_without": cue.removal.without, "kept_elsewhere": cue.removal.elsewhere}
         row |= _estimate("drop", cue.removal.drop) | _estimate("cost", cue.removal.cost)
     if cue.others is not None:
-        row |= _estimate("deficit", cue.others.deficit) | {"excess": cue.others.excess}
+        row |= _estimate("deficit", cue.others.deficit) | _estimate("excess", cue.others.excess)
     return row
 
 

@@ -21,7 +21,7 @@ def findings() -> pa.Schema:
         always("candidates", pa.int32(), "cues that were found; those with an effect were tested"),
         always("passes", pa.int32(), "images that went through the model for this class"),
         field("kind", pa.string(), "content: alike to the pixel; background: all but the middle"),
-        field("origin", pa.string(), "what proposed it: saliency, occlusion or alike windows"),
+        field("origin", pa.string(), "saliency, occlusion, alike windows or mean edges"),
         field("is_fixed", pa.bool_(), "whether its carriers hold it at one place"),
         field("area", pa.float64(), "share of an image that it covers"),
         field("carriers", pa.int32(), "images that hold it, of those that were looked at"),
@@ -42,7 +42,7 @@ def findings() -> pa.Schema:
         field("accuracy_of_carriers", pa.float64(), "share of carriers predicted as the class"),
         field("accuracy_of_others", pa.float64(), "share of the class's other images"),
         *_estimate("deficit", "how much more often these are right than carriers, both without"),
-        field("excess", pa.float64(), "how many more of these stay right with its places filled"),
+        *_estimate("excess", "how many more of these stay right with its places filled"),
         field("accuracy_without", pa.float64(), "the class's accuracy if no image had the cue"),
     ]
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})

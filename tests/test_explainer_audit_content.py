@@ -231,7 +231,9 @@ def test_reduced_images_are_small_whatever_the_grid():
     for grid, cell in (((8, 8), 4), ((14, 14), 4), ((24, 24), 2), ((37, 37), 2), ((64, 48), 1)):
         assert content.pixels_of_a_cell(grid) == cell
         crops = torch.zeros(1, 3, 8 * grid[0], 8 * grid[1], dtype=torch.uint8)
-        assert content.reduced(crops, grid).shape[-2:] == (cell * grid[0], cell * grid[1])
+        for finer in (1, 2):
+            reduced = content.reduced(crops, grid, finer * cell)
+            assert reduced.shape[-2:] == (finer * cell * grid[0], finer * cell * grid[1])
 
 
 def test_edits_change_nothing_outside_of_their_masks():
@@ -259,10 +261,13 @@ def test_what_surrounds_a_hole_is_extended_into_it():
     )
 
 
-def test_a_moved_mask_keeps_its_size_and_leaves_its_place():
+def test_a_moved_mask_is_mirrored_where_that_leaves_its_place_and_else_shifted():
     masks = regions.to_pixels(
-        regions.windows(torch.tensor([[0, 0], [2, 3], [4, 6]]), 2, GRID), SIZE
+        regions.windows(torch.tensor([[0, 0], [2, 3], [3, 4]]), 2, GRID), SIZE
     )
     away = moved(masks, torch.Generator().manual_seed(0))
     assert (away.flatten(1).sum(1) == masks.flatten(1).sum(1)).all()
     assert not (away & masks).any()
+    for mask, there in zip(masks[:2], away[:2], strict=True):
+        assert any(there.equal(mask.flip(axes)) for axes in ((0,), (1,), (0, 1)))
+    assert masks[2].equal(masks[2].flip((0, 1)))  # the middle has no mirror image elsewhere

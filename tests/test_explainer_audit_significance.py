@@ -1,9 +1,11 @@
 """Intervals and p-values against published examples, slow re-implementations and simulations."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from explainer.audit.significance import (
     benjamini_hochberg,
@@ -54,25 +56,72 @@ def test_the_interval_of_a_difference_is_the_published_one(
     assert (got.low, got.high) == pytest.approx((low, high), abs=1e-4)
 
 
+def by_row(outcomes: NDArray[Any]) -> NDArray[np.int64]:
+    """Donors of rounds that have one each."""
+    return np.broadcast_to(np.arange(len(outcomes))[:, None], outcomes.shape)
+
+
 def test_a_shift_is_the_mean_difference_and_covers_it():
     random = np.random.default_rng(0)
     covered = 0
-    for seed in range(200):
+    for _ in range(200):
         noise = random.normal(0, 1, (4, 1)) * 0.2 + random.normal(0, 1, (1, 24))
         treated = 0.5 + noise + random.normal(0, 1, (4, 24))
         control = noise + random.normal(0, 1, (4, 24))
-        got = shift(treated, control, seed)
+        got = shift(treated, control, by_row(treated))
         assert got.value == pytest.approx((treated - control).mean())
         covered += got.low <= 0.5 <= got.high
     assert covered >= 170
 
 
+def test_the_variance_is_that_of_both_clusters_less_that_of_pairs():
+    """Cameron, Gelbach and Miller's, as a sum over all pairs of outcomes that share a cluster."""
+    random = np.random.default_rng(0)
+    treated, control = random.normal(0.4, 1, (3, 16)), random.normal(0, 1, (3, 16))
+    donors = random.integers(0, 9, (3, 16))
+    errors = (treated - control - (treated - control).mean()).ravel()
+    columns, givers = np.tile(np.arange(16), 3), donors.ravel()
+
+    def over(alike: NDArray[np.bool_]) -> float:
+        return float((np.outer(errors, errors) * alike).sum() / errors.size**2)
+
+    by_recipient, by_donor = (np.equal.outer(each, each) for each in (columns, givers))
+    clusters = len(np.unique(givers))
+    parts = (
+        over(by_recipient) * 16 / 15,
+        over(by_donor) * clusters / (clusters - 1),
+        over(np.eye(48, dtype=bool)) * 48 / 47,
+    )
+    variance = max(parts[0] + parts[1] - parts[2], *parts[:2])
+    got = shift(treated, control, donors)
+    assert got.high - got.value == pytest.approx(2.306 * variance**0.5, rel=2e-3)  # t of 8
+    assert got.value - got.low == pytest.approx(got.high - got.value)
+
+
+def test_without_shared_donors_recipients_alone_vary():
+    random = np.random.default_rng(1)
+    treated, control = random.normal(0.4, 1, (3, 16)), random.normal(0, 1, (3, 16))
+    got = shift(treated, control, np.arange(48).reshape(3, 16))
+    means = (treated - control).mean(0)
+    assert got.high - got.value >= 2.131 * means.std(ddof=1) / 4 - 2e-3  # t of 15
+    alone = shift(treated, control)
+    assert alone.high - alone.value == pytest.approx(2.131 * means.std(ddof=1) / 4, rel=2e-3)
+
+
+@pytest.mark.parametrize(("recipients", "quantile"), [(4, 3.182), (6, 2.571), (16, 2.131)])
+def test_few_recipients_widen_the_interval_as_students_t_does(recipients, quantile):
+    outcomes = np.random.default_rng(recipients).normal(0, 1, (1, recipients))
+    got = shift(outcomes, np.zeros_like(outcomes))
+    error = outcomes.std(ddof=1) / recipients**0.5
+    assert (got.high - got.value) / error == pytest.approx(quantile, rel=0.01)
+
+
 def test_a_lift_that_never_varies_has_an_interval_all_the_same():
     ones, zeros = np.ones((6, 16), bool), np.zeros((6, 16), bool)
-    got = lift(ones, zeros, seed=0)
+    got = lift(ones, zeros)
     assert got.value == got.high == 1.0
     assert 0.6 < got.low < 0.9
-    none = lift(zeros, zeros, seed=0)
+    none = lift(zeros, zeros)
     assert none.low < 0.0 == none.value < none.high
 
 
@@ -81,18 +130,20 @@ def test_donors_that_differ_widen_the_interval_beyond_that_of_as_many_pastes():
     by_donor = np.repeat(random.random((6, 1)) < 0.5, 200, axis=1)
     by_chance = random.random((6, 200)) < by_donor.mean()
     control = np.zeros_like(by_donor)
-    alike, differing = lift(by_chance, control, seed=1), lift(by_donor, control, seed=1)
+    alike, differing = (
+        lift(treated, control, by_row(control)) for treated in (by_chance, by_donor)
+    )
     assert differing.high - differing.low > 3 * (alike.high - alike.low)
 
 
 def test_the_interval_of_a_lift_covers_the_truth_nineteen_times_of_twenty():
     random = np.random.default_rng(0)
     covered = 0
-    for seed in range(200):
+    for _ in range(200):
         donors, recipients = random.normal(0.5, 0.2, (6, 1)), random.normal(0, 0.2, (1, 16))
         treated = random.random((6, 16)) < (donors + recipients).clip(0, 1)
         control = random.random((6, 16)) < 0.1
-        got = lift(treated, control, seed)
+        got = lift(treated, control, by_row(treated))
         covered += got.low <= 0.4 <= got.high
     assert covered >= 180
 

@@ -144,7 +144,7 @@ def test_a_place_that_others_need_as_much_holds_the_object():
     finding = judged(model, sample, cue_of(regions, carriers, is_fixed=True))
     assert finding.of_cue.removal.drop.value == pytest.approx(1)
     assert finding.of_cue.paste.restored.low > 4
-    assert finding.of_cue.others.excess == pytest.approx(0)
+    assert finding.of_cue.others.excess.value == pytest.approx(0)
     # It flips other classes' images, as a whole object does: a person has to look.
     assert finding.of_cue.paste.lift.low > 0.25
     assert finding.verdict is Verdict.SHORTCUT

@@ -29,7 +29,7 @@ SHORTCUT = CueEvidence(
         donors=6,
     ),
     removal=Removal(0.5, 1.0, Estimate(0.5, 0.3, 0.7, 32), Estimate(2.0, 1.0, 3.0, 32), 32),
-    others=Others(Estimate(0.1, -0.1, 0.3, 100), excess=0.4, right=30),
+    others=Others(Estimate(0.1, -0.1, 0.3, 100), Estimate(0.4, 0.2, 0.6, 50), right=30),
 )
 
 
@@ -44,6 +44,16 @@ def with_paste(**changes: object) -> CueEvidence:
 
 def with_others(**changes: object) -> CueEvidence:
     return replace(SHORTCUT, others=replace(SHORTCUT.others, **changes))
+
+
+def about(value: float) -> Estimate:
+    return Estimate(value, value - 0.2, value + 0.2, 50)
+
+
+def rarely_alone(**changes: object) -> CueEvidence:
+    """A cue that flips other classes' images, but not so many that it needs no object."""
+    paste = replace(SHORTCUT.paste, lift=Estimate(0.5, 0.25, 0.9, 96))
+    return replace(with_others(**changes), paste=paste)
 
 
 PART = (
@@ -123,28 +133,65 @@ def removed(drop: float, cost: float) -> Removal:
             PART,
         ),
         (
-            with_others(deficit=Estimate(0.26, -0.1, 0.6, 100)),  # carriers lose 0.5
+            with_others(deficit=Estimate(0.38, -0.1, 0.6, 100)),  # carriers lose 0.5
             Verdict.CLEARED,
             PART,
         ),
         (
-            replace(
-                with_others(excess=0.24),  # carriers lose 0.5
-                paste=replace(SHORTCUT.paste, lift=Estimate(0.5, 0.25, 0.9, 96)),
-            ),
+            with_others(deficit=Estimate(0.37, -0.1, 0.6, 100)),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            rarely_alone(excess=about(0.24)),  # carriers lose 0.5
             Verdict.CLEARED,
             PART,
         ),
         (
-            with_others(excess=0.0),  # but it flips other classes' images
+            replace(rarely_alone(excess=about(0.24)), removal=removed(drop=0.3, cost=1.0)),
+            Verdict.CLEARED,
+            PART,
+        ),
+        (
+            replace(rarely_alone(excess=about(0.25)), removal=removed(drop=0.3, cost=1.0)),
             Verdict.SHORTCUT,
             "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
             replace(
-                with_others(excess=0.0, right=7),  # too few to tell
-                paste=replace(SHORTCUT.paste, lift=Estimate(0.5, 0.2, 0.9, 96)),
+                rarely_alone(excess=about(0.15)), removal=removed(drop=0.15, cost=1.0)
+            ),  # all of it
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            replace(  # few images may be alike by chance, so the excess is to be significant
+                rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16)),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
             ),
+            Verdict.CLEARED,
+            PART,
+        ),
+        (
+            replace(
+                rarely_alone(excess=Estimate(0.4, 0.1, 0.7, 16)),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
+            ),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            replace(with_others(excess=about(0.09)), removal=removed(drop=0.0, cost=1.0)),
+            Verdict.CLEARED,  # an object's part, which flips other images as a sticker does
+            PART,
+        ),
+        (
+            with_others(excess=about(0.0)),  # but it flips other classes' images
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            rarely_alone(excess=about(0.0), right=7),  # too few to tell
             Verdict.SHORTCUT,
             "the same content at varying places is sufficient, and its carriers need it",
         ),

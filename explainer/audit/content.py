@@ -65,10 +65,9 @@ def pixels_of_a_cell(grid: tuple[int, int]) -> int:
 
 
 def reduced(
-    crops: UInt8[Tensor, "images 3 height width"], grid: tuple[int, int]
+    crops: UInt8[Tensor, "images 3 height width"], grid: tuple[int, int], cell: int
 ) -> Float[Tensor, "images 3 small_height small_width"]:
     """Crops in [0, 1] at so many pixels a cell."""
-    cell = pixels_of_a_cell(grid)
     size = (grid[0] * cell, grid[1] * cell)
     images = crops.float() / 255
     return functional.interpolate(images, size, mode="bilinear", antialias=True)

@@ -1,22 +1,23 @@
 """Cues: what images of a class hold and those of other classes do not, and who carries it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from explainer.audit import regions
 from explainer.audit.content import Seed
 from explainer.audit.growth import Gallery, Grown, grow
+from explainer.audit.overlays import Overlay
 from explainer.audit.patterns import patterns
 from explainer.audit.sample import ClassSample
 
 # Two cues are one where half of the carriers of one carry the other, and there overlap by so much.
 SAME_CARRIERS, SAME_PIXELS = 0.5, 0.3
-BACKGROUND = "background"
+BACKGROUND, MARK = "background", "mean edges"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Cue:
     places: Float[Tensor, "images 2"]
     is_fixed: bool
     rank: float = 0.0
+    overlay: Overlay | None = None
 
     @property
     def carriers(self) -> Bool[Tensor, " images"]:
@@ -45,9 +47,14 @@ class Cue:
         return self.likeness >= self.threshold
 
 
-def found(sample: ClassSample, gallery: Gallery, seeds: Sequence[Seed]) -> list[Cue]:
-    """The distinct cues that grow from seeds, those of most and most similar carriers first."""
-    cues = []
+def found(
+    sample: ClassSample, gallery: Gallery, seeds: Sequence[Seed], mark: Cue | None
+) -> list[Cue]:
+    """The distinct cues that grow from seeds, and a mark, best first.
+
+    The best are those of most and most similar carriers.
+    """
+    cues = [] if mark is None else [mark]
     for side in sorted({seed.side for seed in seeds}):
         alike = [seed for seed in seeds if seed.side == side]
         grown = [(seed.origin, grow(seed, gallery)) for seed in alike]
@@ -59,6 +66,18 @@ def found(sample: ClassSample, gallery: Gallery, seeds: Sequence[Seed]) -> list[
         if not any(_same(cue, other) for other in kept):
             kept.append(cue)
     return kept
+
+
+def of_mark(
+    sample: ClassSample, grown: Grown, others: UInt8[Tensor, "others 3 height width"]
+) -> Cue:
+    """A mark at one place as a cue; `others` are other classes' crops.
+
+    What lies over its carriers is told by those of the discovery half.
+    """
+    cue = _cue(MARK, grown, sample)
+    overlay = Overlay.between(sample.crops[cue.carriers & sample.discovery], others)
+    return replace(cue, overlay=overlay) if overlay.is_half_transparent(cue.masks[0]) else cue
 
 
 def _cue(origin: str, grown: Grown, sample: ClassSample) -> Cue:

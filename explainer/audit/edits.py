@@ -4,15 +4,16 @@ Pixels are filled and pasted; colours of whole images are changed for others'.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from explainer.audit.colours import COLOURS, colours, recoloured
-from explainer.audit.cues import BACKGROUND
+from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.interventions import Control, Fill, filled, moved
+from explainer.audit.overlays import Overlay
 
 Crops = UInt8[Tensor, "images 3 height width"]
 Masks = Bool[Tensor, "images height width"]
@@ -25,19 +26,41 @@ OfDonors = Bool[Tensor, "donors height width"]
 class Edit:
     """What is done to images for a kind of cue, by crops, masks and, where asked for, others.
 
-    `give` yields the recipients with each donor's cue. `take` yields crops without the cue, once a
-    fill; `spare` does as much to them and leaves it. `controls` are those of giving it.
+    `give` yields the recipients with donors' cues, as many rounds as there are donors for each, and
+    `put` what else is put in their place, by the same arguments. `take` yields crops without the
+    cue, once a fill; `cover` does as much to crops that hold it or not, and `spare` as much to
+    crops that keep it. `controls` are those of giving it.
     """
 
     give: Callable[[Recipients, Donors, OfDonors], Iterator[Recipients]]
+    put: Callable[[Recipients, Donors, OfDonors], Iterator[Recipients]]
     take: Callable[[Crops, Masks, Crops], Iterator[Crops]]
+    cover: Callable[[Crops, Masks, Crops], Iterator[Crops]]
     spare: Callable[[Crops, Masks, Crops, torch.Generator], Iterator[Crops]]
     controls: tuple[Control, ...]
 
 
+def edit_of(cue: Cue) -> Edit:
+    """How a cue is taken and given: half-transparent marks alone, others with their pixels."""
+    return _EDITS[cue.kind] if cue.overlay is None else _over(cue.overlay)
+
+
+def _over(overlay: Overlay) -> Edit:
+    def give(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
+        del donors  # all of which hold the same
+        return (overlay.over(recipients, places) for places in masks.split(len(recipients)))
+
+    def take(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:
+        del others
+        yield overlay.removed(crops, masks)
+
+    return replace(_PIXELS, give=give, take=take)
+
+
 def _paste(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
-    for donor, mask in zip(donors, masks, strict=True):
-        yield torch.where(mask, donor, recipients)
+    count = len(recipients)
+    for crops, places in zip(donors.split(count), masks.split(count), strict=True):
+        yield torch.where(places[:, None], crops, recipients)
 
 
 def _fill(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:
@@ -51,7 +74,7 @@ def _fill_elsewhere(
 
 
 def _recolour(recipients: Recipients, donors: Donors, _masks: OfDonors) -> Iterator[Recipients]:
-    return (recoloured(recipients, each[None]) for each in colours(donors))
+    return (recoloured(recipients, each) for each in colours(donors).split(len(recipients)))
 
 
 def _change_colours(crops: Crops, _masks: Masks, others: Crops) -> Iterator[Crops]:
@@ -65,9 +88,16 @@ def _exchange_colours(
     yield recoloured(crops, colours(crops.roll(1, 0)))
 
 
-_PIXELS = Edit(_paste, _fill, _fill_elsewhere, tuple(Control))
-EDITS: Mapping[str, Edit] = {
+_PIXELS = Edit(_paste, _paste, _fill, _fill, _fill_elsewhere, tuple(Control))
+_EDITS: Mapping[str, Edit] = {
     "content": _PIXELS,
     BACKGROUND: _PIXELS,
-    COLOURS: Edit(_recolour, _change_colours, _exchange_colours, (Control.OTHER_CLASS,)),
+    COLOURS: Edit(
+        _recolour,
+        _recolour,
+        _change_colours,
+        _change_colours,
+        _exchange_colours,
+        (Control.OTHER_CLASS,),
+    ),
 }

@@ -75,13 +75,14 @@ class Others:
     """
 
     deficit: Estimate
-    excess: float
+    excess: Estimate
     right: int
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Others":
         """From what dataclasses.asdict made of one, through JSON or not."""
-        return cls(**{**plain, "deficit": Estimate(**plain["deficit"])})
+        estimates = {name: Estimate(**plain[name]) for name in ("deficit", "excess")}
+        return cls(**{**plain, **estimates})
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.evidence import ClassEvidence
 from explainer.audit.growth import Gallery
 from explainer.audit.interventions import Images, Laboratory
+from explainer.audit.marks import mark
 from explainer.audit.proposals import Proposer
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import Trial
@@ -23,6 +24,7 @@ from explainer.audit.trial import Trial
 LEAST_IMAGES = 8
 # Of the cues so many are looked at, on discovery, and of these so many are tested.
 MOST_PROMISING, MOST_CUES = 4, 2
+FINER = 2  # marks are looked for at so many times the pixels of windows
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,21 @@ def _candidates(
     lab: Laboratory, sample: ClassSample, strangers: Images, generator: torch.Generator
 ) -> list[Cue]:
     """Cues of content, best first, the background, and colours where they tell the class."""
-    mine, theirs = (
-        content.reduced(crops, sample.grid) for crops in (sample.crops, strangers.crops)
-    )
-    gallery = Gallery(mine, theirs, sample.discovery, content.pixels_of_a_cell(sample.grid))
-    seeds = Proposer(lab, sample, generator).seeds(mine, theirs)
+    cell = content.pixels_of_a_cell(sample.grid)
+    gallery, fine = (_gallery(sample, strangers, pixels) for pixels in (cell, FINER * cell))
+    seeds = Proposer(lab, sample, generator).seeds(gallery.mine, gallery.theirs)
     cast = colours.cast(sample, strangers.crops)
     of_whole = [cues.background(sample), *([] if cast is None else [cast])]
-    return [*cues.found(sample, gallery, seeds), *of_whole]
+    placed = mark(fine)
+    marked = None if placed is None else cues.of_mark(sample, placed, strangers.crops)
+    return [*cues.found(sample, gallery, seeds, marked), *of_whole]
+
+
+def _gallery(sample: ClassSample, strangers: Images, cell: int) -> Gallery:
+    mine, theirs = (
+        content.reduced(crops, sample.grid, cell) for crops in (sample.crops, strangers.crops)
+    )
+    return Gallery(mine, theirs, sample.discovery, cell)
 
 
 def _promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:

@@ -230,9 +230,9 @@ def stamped(
     return sheets[:, side : side + height, side : side + width]
 
 
-def closed(mask: Bool[Tensor, "height width"]) -> Bool[Tensor, "height width"]:
+def closed(mask: Bool[Tensor, "height width"], reach: int = CLOSED) -> Bool[Tensor, "height width"]:
     """A region without its small holes, such as the letters of a tag, which differ."""
-    size, reach = 2 * CLOSED + 1, CLOSED
+    size = 2 * reach + 1
     wide = functional.max_pool2d(mask[None, None].float(), size, 1, reach)
     return -functional.max_pool2d(-wide, size, 1, reach)[0, 0] > 0.5
 

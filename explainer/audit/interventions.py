@@ -19,6 +19,7 @@ from explainer.models import VitClassifier
 from explainer.reference import log_odds
 
 PLACES = 8
+MIRRORS = ((0,), (1,), (0, 1))
 # Less of a reduced pixel than this is no pixel to extend.
 LEAST_KNOWN = 0.3
 
@@ -93,17 +94,20 @@ class Laboratory:
     def pasted(
         self, target: int, edited: Iterable[UInt8[Tensor, "recipients 3 height width"]]
     ) -> "Pasted":
-        """What becomes of the recipients with each donor's cue in them."""
+        """What becomes of the recipients, edited in each round."""
         logits = torch.stack([self.logits(crops) for crops in edited])
         return Pasted(logits.argmax(-1) == target, log_odds(logits, target))
 
 
 @dataclass(frozen=True)
 class Pasted:
-    """Whether recipients are predicted as the class, and its log-odds, by donor and recipient."""
+    """Whether recipients are predicted as the class, and its log-odds, each round.
 
-    flips: Bool[Tensor, "donors recipients"]
-    log_odds: Float[Tensor, "donors recipients"]
+    In each round a recipient holds the cue of another donor.
+    """
+
+    flips: Bool[Tensor, "rounds recipients"]
+    log_odds: Float[Tensor, "rounds recipients"]
 
 
 def own_log_odds(
@@ -156,14 +160,26 @@ def _halved(values: Tensor) -> Tensor:
 def moved(
     masks: Bool[Tensor, "images height width"], generator: torch.Generator
 ) -> Bool[Tensor, "images height width"]:
-    """The masks shifted to where they overlap themselves least, among a few random places.
+    """Masks of the same size elsewhere.
 
-    A mask wraps around the image's border: its size stays.
+    Mirrored, where that leaves their place: images are alike at places that are as far from the
+    middle, where objects are. Else shifted to where they overlap themselves least, among a few
+    random places; such a mask wraps around the image's border.
     """
-    return torch.stack([_moved(mask, generator) for mask in masks])
+    return torch.stack([_mirrored(mask, generator) for mask in masks])
 
 
-def _moved(
+def _mirrored(
+    mask: Bool[Tensor, "height width"], generator: torch.Generator
+) -> Bool[Tensor, "height width"]:
+    mirrored = [mask.flip(axes) for axes in MIRRORS]
+    away = [each for each in mirrored if not (each & mask).any()]
+    if not away:
+        return _shifted(mask, generator)
+    return away[int(torch.randint(len(away), (), generator=generator))]
+
+
+def _shifted(
     mask: Bool[Tensor, "height width"], generator: torch.Generator
 ) -> Bool[Tensor, "height width"]:
     shifts = torch.rand(PLACES, 2, generator=generator) * torch.tensor(mask.shape)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from explainer.audit.interventions import Control, Images, Laboratory, Pasted, own_log_odds, share
@@ -35,27 +35,28 @@ class Left:
 
 @dataclass(frozen=True)
 class Compared:
-    """A paste and its controls, each over the same recipients."""
+    """A paste and its controls, each over the same recipients, and which donor each was given."""
 
     treated: Pasted
     controls: Mapping[Control, Pasted]
+    donors: Int[np.ndarray, "rounds recipients"]
 
     @property
     def flips(self) -> Mapping[Control, float]:
         """The share of flips that each control causes."""
         return {name: share(each.flips) for name, each in self.controls.items()}
 
-    def lift(self, seed: int) -> Estimate:
+    def lift(self) -> Estimate:
         """The flips beyond those of the control that causes most."""
-        flips: Bool[Tensor, "donors recipients"]
+        flips: Bool[Tensor, "rounds recipients"]
         flips = max((each.flips for each in self.controls.values()), key=share)
-        return lift(self.treated.flips.numpy(), flips.numpy(), seed)
+        return lift(self.treated.flips.numpy(), flips.numpy(), self.donors)
 
-    def shift(self, seed: int) -> Estimate:
+    def shift(self) -> Estimate:
         """The log-odds beyond those of the control that raises them most."""
         gained = [numbers(each.log_odds) for each in self.controls.values()]
         most = max(gained, key=lambda each: float(each.mean()))
-        return shift(numbers(self.treated.log_odds), most, seed)
+        return shift(numbers(self.treated.log_odds), most, self.donors)
 
     def p_value(self, seed: int) -> float:
         """Of the shift, over recipients, since donors are near-copies; the controls' largest."""

@@ -12,24 +12,24 @@ from torch.nn import functional
 from explainer.audit.colours import COLOURS
 from explainer.audit.content import pixels_of_a_cell
 from explainer.audit.cues import BACKGROUND, Cue
-from explainer.audit.edits import EDITS
+from explainer.audit.edits import edit_of
 from explainer.audit.evidence import Carrier, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control, Images, Laboratory, moved, noise, share
 from explainer.audit.outcomes import Compared, Left
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
-from explainer.audit.significance import difference, lift, shift, wilson
+from explainer.audit.significance import Estimate, difference, lift, shift, wilson
 
 LEAST_TESTED = 4
-DONORS, RECIPIENTS = 3, 16
+RECIPIENTS = 48
 # A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
 # return to where it was.
-RESTORERS, RESTORED, NATURAL = 4, 12, (Control.OTHER_CLASS, Control.ELSEWHERE)
+RETURNS, RESTORED, NATURAL = 2, 24, (Control.OTHER_CLASS, Control.ELSEWHERE)
 REMOVED, COMPARED = 32, 20
 # With fewer images of a class without a cue, most of them are carriers that were missed.
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
-LOOKED_AT, LOOKED_DONORS, LOOKED_RECIPIENTS = 12, 2, 6
+LOOKED_AT, LEAST_DONORS = 12, 2
 LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
 # Of a larger share of an image there is no elsewhere that leaves the object out.
 LARGE = 0.45
@@ -52,7 +52,7 @@ class Trial:
         """
         held = torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
         held = held[self._order(len(held))][: 2 * LOOKED_AT]
-        if len(held) < LOOKED_DONORS:
+        if len(held) < LEAST_DONORS:
             return False
         return (cue.kind != BACKGROUND and self._costs(cue, held)) or self._flips(cue, held)
 
@@ -70,7 +70,7 @@ class Trial:
 
     def _cost(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Float[np.ndarray, " carriers"]:
         """The log-odds that each loses with the cue, beyond what it loses with as much else."""
-        edit, mine, masks = EDITS[cue.kind], self._mine(carriers), self._masks(cue, carriers)
+        edit, mine, masks = edit_of(cue), self._mine(carriers), self._masks(cue, carriers)
         others = self._drawn(len(carriers)).crops
         spared = next(edit.spare(mine.crops, masks, others, self.generator))
         taken = next(edit.take(mine.crops, masks, others))
@@ -78,7 +78,7 @@ class Trial:
         return (control - left)[0]
 
     def _flips(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
-        donors, recipients = held[:LOOKED_DONORS], self._drawn(LOOKED_RECIPIENTS).crops
+        recipients, donors = self._drawn(LOOKED_AT).crops, repeated(held, LOOKED_AT)
         looked = self._compared(recipients, cue, donors, [Control.OTHER_CLASS])
         return share(looked.treated.flips) - looked.flips[Control.OTHER_CLASS] >= LEAST_FLIPS
 
@@ -116,22 +116,23 @@ class Trial:
         )
 
     def _paste(self, cue: Cue, tested: Int[Tensor, " carriers"]) -> Paste:
-        donors = tested[self._order(len(tested))][:DONORS]
-        controls = EDITS[cue.kind].controls
+        donors = repeated(tested[self._order(len(tested))], RECIPIENTS)
+        controls = edit_of(cue).controls
         into_others = self._compared(self._drawn(RECIPIENTS).crops, cue, donors, controls)
         natural = [control for control in controls if control in NATURAL]
         order = tested[self._order(len(tested))]
-        givers = min(RESTORERS, len(order) // 2)
-        lost = self._without(cue, order[givers : givers + RESTORED])
-        back = self._compared(lost, cue, order[:givers], natural)
+        chosen = order[:RESTORED]
+        lost = self._without(cue, chosen)
+        givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, RETURNS + 1)])
+        back = self._compared(lost, cue, givers, natural)
         return Paste(
             flips=share(into_others.treated.flips),
             controls=into_others.flips,
-            lift=into_others.lift(self.seed),
-            shift=into_others.shift(self.seed),
-            restored=back.shift(self.seed),
+            lift=into_others.lift(),
+            shift=into_others.shift(),
+            restored=back.shift(),
             p_value=min(1.0, 2 * min(into_others.p_value(self.seed), back.p_value(self.seed))),
-            donors=len(donors),
+            donors=len(donors.unique()),
         )
 
     def _compared(
@@ -141,7 +142,7 @@ class Trial:
         donors: Int[Tensor, " donors"],
         controls: Sequence[Control],
     ) -> Compared:
-        """The cue of each donor in each recipient, and controls in its place.
+        """The donors' cues in the recipients, round by round, and controls in their places.
 
         In a large region's elsewhere the object is, so that is none.
         """
@@ -151,13 +152,14 @@ class Trial:
             sources[Control.NOISE] = (noise(crops, self.generator), masks)
         if Control.ELSEWHERE in controls and not _is_large(masks):
             sources[Control.ELSEWHERE] = (crops, moved(masks, self.generator))
-        give, target = EDITS[cue.kind].give, self.sample.target
+        edit, target = edit_of(cue), self.sample.target
         return Compared(
-            self.lab.pasted(target, give(recipients, crops, masks)),
+            self.lab.pasted(target, edit.give(recipients, crops, masks)),
             {
-                name: self.lab.pasted(target, give(recipients, *source))
+                name: self.lab.pasted(target, edit.put(recipients, *source))
                 for name, source in sources.items()
             },
+            donors.view(-1, len(recipients)).numpy(),
         )
 
     def _without(
@@ -166,10 +168,10 @@ class Trial:
         """Carriers' crops that have lost the cue."""
         others = self._drawn(len(carriers)).crops
         masks = self._masks(cue, carriers)
-        return next(EDITS[cue.kind].take(self.sample.crops[carriers], masks, others))
+        return next(edit_of(cue).take(self.sample.crops[carriers], masks, others))
 
     def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Removal:
-        edit, chosen = EDITS[cue.kind], carriers[self._order(len(carriers))][:REMOVED]
+        edit, chosen = edit_of(cue), carriers[self._order(len(carriers))][:REMOVED]
         mine, masks, others = self._mine(chosen), self._masks(cue, chosen), self._drawn(len(chosen))
         left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others.crops))
         if cue.kind != COLOURS and _is_large(masks):
@@ -181,8 +183,8 @@ class Trial:
         return Removal(
             without=float(left.kept.mean()),
             elsewhere=float(control.kept.mean()),
-            drop=lift(control.kept, left.kept, self.seed),
-            cost=shift(control.log_odds, left.log_odds, self.seed),
+            drop=lift(control.kept, left.kept),
+            cost=shift(control.log_odds, left.log_odds),
             images=len(chosen),
         )
 
@@ -200,14 +202,11 @@ class Trial:
             self._kept(cue, images, at) for images, at in ((carriers, carriers), (others, places))
         )
         right, right_others = (self.sample.explained[i].numpy() for i in (carriers, others))
-        excess = 0.0
-        if right.any() and right_others.any():
-            excess = (kept_of_others[:, right_others].mean(1) - kept[:, right].mean(1)).max()
         return Others(
             deficit=difference(
                 float(kept_of_others.mean()), len(others), float(kept.mean()), len(carriers)
             ),
-            excess=float(excess),
+            excess=_most_kept(kept_of_others[:, right_others], kept[:, right]),
             right=int(right_others.sum()),
         )
 
@@ -216,7 +215,7 @@ class Trial:
     ) -> Float[np.ndarray, "fills images"]:
         """Whether images are right without what is at some images' places, by fill."""
         mine, others = self._mine(images), self._drawn(len(images)).crops
-        edited = EDITS[cue.kind].take(mine.crops, self._masks(cue, places), others)
+        edited = edit_of(cue).cover(mine.crops, self._masks(cue, places), others)
         return np.concatenate([Left.of(self.lab, mine, [crops]).kept for crops in edited])
 
     def _mine(self, images: Int[Tensor, " images"]) -> Images:
@@ -236,6 +235,20 @@ class Trial:
 
     def _order(self, count: int) -> Int[Tensor, " count"]:
         return torch.randperm(count, generator=self.generator)
+
+
+def _most_kept(
+    kept_of_others: Float[np.ndarray, "fills others"], kept: Float[np.ndarray, "fills carriers"]
+) -> Estimate:
+    """How many more of the others stay right than of the carriers, by the fill that tells most."""
+    (_, others), (_, carriers) = kept_of_others.shape, kept.shape
+    if not others or not carriers:
+        return Estimate(0.0, -1.0, 1.0, 0)
+    found = [
+        difference(float(more.mean()), others, float(fewer.mean()), carriers)
+        for more, fewer in zip(kept_of_others, kept, strict=True)
+    ]
+    return max(found, key=lambda each: each.value)
 
 
 def repeated(items: Int[Tensor, " items"], count: int) -> Int[Tensor, " count"]:

@@ -12,13 +12,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
+from explainer.audit.evidence import ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
 
 LEAST_LIFT, LEAST_DROP = 0.10, 0.10
 MOST_Q = 0.05
 LIFT_ALONE = 0.25  # a cue that flips so many more images needs no object beside it
 LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what filling costs them
+# Filling a cue's places is to cost the class's other images less than carriers by half of what
+# these lose, and by so much, or all that they lose where that is less.
+ENOUGH_EXCESS = 0.25
+# Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
+# the class are carriers, the excess is to be significant.
+RARE_SHARE = 0.25
+# Carriers that are less right than the others by so much of what they lost have lost an object.
+OBJECT_DEFICIT = 0.75
 # A moving cue on so large a share of a class may well be what the class is.
 OBJECT_SHARE = 0.9
 
@@ -131,18 +139,16 @@ def _on_content(
     cue: CueEvidence, paste: Paste, removal: Removal, q_value: float
 ) -> tuple[Verdict, str]:
     """The rules, in the order in which they apply."""
-    is_sufficient = _is_sufficient(paste, q_value)
-    if not _is_needed(removal):
-        if is_sufficient and paste.lift.low > LEAST_LIFT:
-            return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
-        return Verdict.CLEARED, _weak(paste, removal, q_value)
-    if not is_sufficient:
+    is_needed = _is_needed(removal)
+    if not _is_sufficient(paste, q_value) or not (is_needed or paste.lift.low > LEAST_LIFT):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if _is_part_of_the_class(cue, paste, removal):
         return Verdict.CLEARED, (
             "carriers without it are right far more seldom than the class's other images, or these "
             "lose as much at its places: it is part of what the class is"
         )
+    if not is_needed:
+        return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
     if not cue.is_fixed and cue.carrier_share.high >= OBJECT_SHARE:
         return Verdict.COMPACT_CUE, (
             f"{cue.carrier_share.value:.0%} of the class hold it, at varying places: it may be "
@@ -166,21 +172,27 @@ def _is_sufficient(paste: Paste, q_value: float) -> bool:
 def _is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the class's other images tell that the object goes with the cue.
 
-    They are right more often than carriers that lost it, significantly or by more than half of what
-    the carriers lose; or the same places, filled, cost them half of that and more, unless the cue
-    alone makes other classes' images the class.
+    They are right more often than carriers that lost it, significantly or by most of what the
+    carriers lose; or the same places, filled, cost them as much, unless the cue alone makes other
+    classes' images the class.
     """
     others = cue.others
     if others is None:
         return False
     lost = cue.accuracy_of_carriers.value * removal.drop.value
-    lose_as_much = others.excess < removal.drop.value / 2
-    is_alone = paste.lift.low > LIFT_ALONE
+    is_alone = _is_needed(removal) and paste.lift.low > LIFT_ALONE
     return (
         others.deficit.low > 0
-        or others.deficit.value > lost / 2
-        or (others.right >= LEAST_RIGHT and lose_as_much and not is_alone)
+        or others.deficit.value > max(LEAST_DROP, OBJECT_DEFICIT * lost)
+        or (others.right >= LEAST_RIGHT and _lose_as_much(cue, others, removal) and not is_alone)
     )
+
+
+def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
+    drop = max(LEAST_DROP, removal.drop.value)
+    is_rare = cue.carrier_share.value < RARE_SHARE
+    too_little = others.excess.value < max(drop / 2, min(ENOUGH_EXCESS, drop))
+    return too_little or (is_rare and others.excess.low <= 0)
 
 
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:

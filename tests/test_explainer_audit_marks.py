@@ -1,0 +1,133 @@
+"""Marks at one place are found by mean edges, and taken off and put on by moments of pixels."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from explainer.audit import cues, marks
+from explainer.audit.edits import edit_of
+from explainer.audit.growth import Gallery
+from explainer.audit.overlays import Overlay
+from explainer.audit.sample import ClassSample
+
+SIZE, GRID, CELL = (48, 60), (8, 10), 6
+IMAGES, STRANGERS = 120, 120
+GLYPH = (slice(30, 42), slice(44, 58))
+
+
+def papers(images: int, seed: int) -> torch.Tensor:
+    """Smooth random colours, [images, 3, *SIZE] in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(images, 3, 7, 7, generator=generator)
+    return functional.interpolate(coarse, SIZE, mode="bilinear")
+
+
+def alpha(strength: float) -> torch.Tensor:
+    """A ring with a bar in it, in the lower right corner."""
+    glyph = torch.zeros(12, 14)
+    glyph[:2] = glyph[-2:] = glyph[:, :2] = glyph[:, -2:] = glyph[5:7] = strength
+    opacity = torch.zeros(SIZE)
+    opacity[GLYPH] = glyph
+    return opacity
+
+
+def marked(images: torch.Tensor, strength: float, every: int) -> torch.Tensor:
+    """White lies over each `every`th image."""
+    over = images.clone()
+    over[::every] += alpha(strength) * (1 - images[::every])
+    return over
+
+
+def gallery(images: torch.Tensor) -> Gallery:
+    return Gallery(images, papers(STRANGERS, 1), torch.arange(IMAGES) % 4 < 2, CELL)
+
+
+@pytest.mark.parametrize(("strength", "every"), [(0.5, 1), (0.5, 3), (1.0, 3), (0.3, 1)])
+def test_a_mark_is_found_with_its_carriers_and_its_region(strength, every):
+    found = marks.mark(gallery(marked(papers(IMAGES, 0), strength, every)))
+    carriers = torch.arange(IMAGES) % every == 0
+    assert (found.likeness.carriers == carriers).float().mean() >= 0.97
+    region = torch.zeros(SIZE, dtype=torch.bool)
+    region[GLYPH] = True
+    assert (found.masks == found.masks[0]).all()
+    overlap = (found.masks[0] & region).sum() / (found.masks[0] | region).sum()
+    assert overlap >= 0.6
+    assert found.is_fixed
+    assert found.places[0].tolist() == pytest.approx([36 / CELL, 51 / CELL], abs=0.5)
+
+
+def test_images_without_a_mark_have_none():
+    assert marks.mark(gallery(papers(IMAGES, 0))) is None
+    assert marks.mark(gallery(marked(papers(IMAGES, 0), 0.5, every=60))) is None
+
+
+def test_edges_and_their_distance_are_what_a_loop_computes():
+    mine, theirs = (marks.edges(papers(5, seed)[:, :, :6, :7]) for seed in (0, 1))
+    assert mine[0, 1, 2, 3] == pytest.approx(
+        float(papers(5, 0)[0, 1, 2, 4] - papers(5, 0)[0, 1, 2, 3])
+    )
+    assert mine[0, 4, 2, 3] == pytest.approx(
+        float(papers(5, 0)[0, 1, 3, 3] - papers(5, 0)[0, 1, 2, 3])
+    )
+    assert (mine[:, :3, :, -1] == 0).all()
+    assert (mine[:, 3:, -1] == 0).all()
+    squares = torch.zeros(6, 7)
+    for row in range(6):
+        for column in range(7):
+            for edge in range(6):
+                a, b = mine[:, edge, row, column], theirs[:, edge, row, column]
+                error = a.var() / 5 + b.var() / 5 + marks.RIDGE**2
+                squares[row, column] += (a.mean() - b.mean()) ** 2 / error
+    got = marks.chi_square(mine, theirs)
+    assert got[3, 3] == pytest.approx(float(squares[2:5, 2:5].mean()), rel=1e-4)
+    assert got[0, 6] == pytest.approx(float(squares[:2, 5:].mean()), rel=1e-4)
+
+
+def as_crops(images: torch.Tensor) -> torch.Tensor:
+    return (255 * images).round().to(torch.uint8)
+
+
+def test_an_overlay_is_what_was_put_over_the_images_and_comes_off_again():
+    plain = papers(IMAGES, 0)
+    carriers = as_crops(marked(plain, 0.5, every=1))
+    overlay = Overlay.between(carriers, as_crops(papers(STRANGERS, 1)))
+    opacity = alpha(0.5)
+    assert overlay.scale.mean(0).sub(1 - opacity).abs().mean() <= 0.04
+    assert overlay.offset[:, opacity > 0].mean() == pytest.approx(0.5 * 255, rel=0.1)
+    masks = (opacity > 0).expand(IMAGES, -1, -1)
+    bare = overlay.removed(carriers, masks)
+    assert (bare[:, :, ~masks[0]] == carriers[:, :, ~masks[0]]).all()
+    before, after = (
+        each.float().sub(255 * plain)[:, :, masks[0]].abs().mean() for each in (carriers, bare)
+    )
+    assert after <= before / 3
+    again = overlay.over(bare, masks)  # but where a level is cut
+    assert again.float().sub(carriers.float()).abs().mean() <= 0.1
+
+
+def sample_of(images: torch.Tensor) -> ClassSample:
+    count = len(images)
+    half = torch.arange(count) % 4 < 2
+    return ClassSample(0, as_crops(images), torch.zeros(count, *GRID), torch.ones(count) > 0, half)
+
+
+def test_a_half_transparent_mark_is_taken_alone_and_an_opaque_one_with_its_pixels():
+    strangers = as_crops(papers(STRANGERS, 1))
+    for strength, is_overlay in ((0.5, True), (1.0, False)):
+        images = marked(papers(IMAGES, 0), strength, every=1)
+        solid = images.clone()
+        if not is_overlay:
+            solid[(slice(None), slice(None), *GLYPH)] = 1.0
+        cue = cues.of_mark(sample_of(solid), marks.mark(gallery(solid)), strangers)
+        assert (cue.overlay is not None) == is_overlay
+        crops, others = as_crops(solid)[:6], strangers[:6]
+        masks, edit = cue.masks[:6], edit_of(cue)
+        given = next(edit.give(others, crops, masks))
+        if is_overlay:
+            assert given.equal(cue.overlay.over(others, masks))
+            assert next(edit.take(crops, masks, others)).equal(cue.overlay.removed(crops, masks))
+        else:
+            assert given.equal(torch.where(masks[:, None], crops, others))
+        assert next(edit.put(others, crops, masks)).equal(
+            torch.where(masks[:, None], crops, others)
+        )
