@@ -24,7 +24,7 @@ LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what fillin
 ENOUGH_EXCESS = 0.25
 # Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
 # the class are carriers, the excess is to be significant.
-RARE_SHARE = 0.25
+RARE_SHARE = 0.125
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT = 0.75
 # A moving cue on so large a share of a class may well be what the class is.
