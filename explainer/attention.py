@@ -19,6 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from explainer.structure import PRE_NORM, Position, TimmModule, finish
 
+# Devices that are faster at one large product, even if most of it is not needed, than at many small
+# ones, and how many numbers of 16 bits they load at a time.
+DENSE, ALIGNED = frozenset({"cuda"}), 8
 LINEAR = (Attention, AttentionRope, EvaAttention, RelPosAttention, BeitAttention)
 
 
@@ -51,20 +54,29 @@ class LinearAttention:
     """
 
     attn: TimmModule
-    query: Projection
-    key: Projection
-    value: Projection
 
     @classmethod
     def of(cls, block: TimmModule) -> "LinearAttention | None":
         """The attention of a timm block, or None where it is of another kind."""
         if type(block) not in PRE_NORM or type(block.attn) not in LINEAR:
             return None
-        attn = block.attn
-        if getattr(attn, "gate", None) is not None:
-            return None
-        heads = attn.num_heads
-        return cls(attn, *(Projection(*parts) for parts in _projections(attn, heads)))
+        return None if getattr(block.attn, "gate", None) is not None else cls(block.attn)
+
+    @property
+    def query(self) -> Projection:
+        return self._projections[0]
+
+    @property
+    def key(self) -> Projection:
+        return self._projections[1]
+
+    @property
+    def value(self) -> Projection:
+        return self._projections[2]
+
+    @cached_property
+    def _projections(self) -> list[Projection]:
+        return [Projection(*parts) for parts in _projections(self.attn, self.attn.num_heads)]
 
     @property
     def normed(self) -> bool:
@@ -138,13 +150,13 @@ def read_out(
 ) -> Float[Tensor, "sequences count width"]:
     """The first `count` tokens after a block whose other tokens nobody reads.
 
-    Keys and values are never made: q.W_k y = (W_k^T q).y and sum_i a_i W_v y_i = W_v sum_i a_i y_i,
+    Keys and values need not be made: q.W_k y = (W_k^T q).y, sum_i a_i W_v y_i = W_v sum_i a_i y_i,
     so a sequence costs two projections of what is read out instead of two of each of its tokens.
     The key's bias adds the same to all scores of a query and cancels. `log_counts` are the
     logarithms of how many equal tokens each token stands for.
     """
     y = block.norm1(tokens)
-    query = attention.query(y[:, :count]) * attention.attn.scale
+    query = attention.query(y[:, :count].contiguous()) * attention.attn.scale
     mixed = _attend_by_projection(query, attention.key, attention.value, y, log_counts)
     return finish(block, tokens[:, :count], attention.out(mixed))
 
@@ -184,6 +196,19 @@ def as_multiplied(tensor: Tensor) -> Tensor:
     return tensor.to(torch.get_autocast_dtype(device))
 
 
+def aligned(length: int) -> int:
+    """The next length that a GPU reads by whole vectors."""
+    return length + -length % ALIGNED
+
+
+def padded(
+    projected: Float[Tensor, "batch heads tokens head_width"],
+) -> Float[Tensor, "batch heads padded head_width"]:
+    """Keys or values, with zeros behind them that make their number `aligned`."""
+    tokens = projected.shape[2]
+    return F.pad(projected, (0, 0, 0, aligned(tokens) - tokens))
+
+
 def probes_of(
     query: Float[Tensor, "sequences heads count head_width"], key: Projection
 ) -> Float[Tensor, "sequences heads count width"]:
@@ -202,12 +227,16 @@ def _attend_by_projection(
 ) -> Float[Tensor, "sequences heads count head_width"]:
     """Attention whose queries are carried into the width of `y`, and its means back out of it.
 
-    The bias of values is left to whoever needs it.
+    Where large products are cheap, all values are made instead of the means, whose products are
+    small. The bias of values is left to whoever needs it.
     """
     sequences, heads, count, _ = query.shape
     y = as_multiplied(y)
     probes = probes_of(query, key).flatten(1, 2)
-    share = (probes @ y.transpose(1, 2) + log_counts).softmax(-1)
+    share = (probes @ y.transpose(1, 2) + log_counts).softmax(-1).to(y)
+    if y.device.type in DENSE:
+        shares = share.unflatten(1, (heads, count))[..., None]
+        return (value.linear(y)[:, :, None] * shares).sum(-2)
     means = (share @ y).unflatten(1, (heads, count)).permute(1, 0, 2, 3).flatten(1, 2)
     mixed = means @ value.weight.transpose(1, 2)
     return mixed.unflatten(1, (sequences, count)).transpose(0, 1)

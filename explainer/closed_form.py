@@ -10,19 +10,18 @@ token, g a mask, y what attention reads, R_i a rotary and B a relative position 
 Shapes: B images, n masks of a chunk, H heads of width d, R read-out tokens, T tokens.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from explainer.attention import LinearAttention, as_multiplied, probes_of
-from explainer.collapse import Distinct
+from explainer.attention import LinearAttention, as_multiplied, padded, probes_of
+from explainer.collapse import Distinct, distinct_chunks
 from explainer.head import head
 from explainer.masks import Masks, levels_of
 from explainer.models import VitClassifier
-from explainer.passes import WHOLE_BATCH, MaskLogits, Passes, at_once
+from explainer.passes import WHOLE_BATCH, MaskLogits, Passes, at_once, evenly
 from explainer.structure import Entering, Position, TimmModule, finish, position_term
 
 
@@ -37,17 +36,9 @@ def _chunks(
     model: VitClassifier, last: "_LastBlock", groups: Sequence[Masks]
 ) -> Iterator[MaskLogits]:
     """Masks of all groups together: their rows are alike from here on, and many rows are fast."""
-    length = _masks_at_once(model, last)
-    shares: list[Tensor] = []
-    centres: list[Tensor] = []
-    for masks in (part for group in groups for part in group.split(length)):
-        shares.append(last.masked(masks))
-        centres.append(masks.centres)
-        if sum(len(each) for each in centres) >= length:
-            yield MaskLogits(WHOLE_BATCH, torch.cat(centres), last.logits(torch.cat(shares, 3)))
-            shares, centres = [], []
-    if centres:
-        yield MaskLogits(WHOLE_BATCH, torch.cat(centres), last.logits(torch.cat(shares, 3)))
+    size = _masks_at_once(model, last)
+    for distinct in distinct_chunks(tuple(groups), model.prefix, model.patches, size):
+        yield MaskLogits(WHOLE_BATCH, distinct.centres, last.logits(last.masked(distinct)))
 
 
 def _masks_at_once(model: VitClassifier, last: "_LastBlock") -> int:
@@ -56,8 +47,7 @@ def _masks_at_once(model: VitClassifier, last: "_LastBlock") -> int:
     shares = tokens[:, :, 0].nbytes * len(last.attention.query.bias) * model.readout
     rows = 4 * tokens[:, : model.readout].nbytes
     logits = len(tokens) * model.classes * tokens.element_size()
-    chunks = math.ceil(model.patches / at_once(max(shares, rows, logits), tokens))
-    return math.ceil(model.patches / chunks)
+    return evenly(model.patches, at_once(max(shares, rows, logits), tokens))
 
 
 class _LastBlock:
@@ -77,8 +67,8 @@ class _LastBlock:
         if attention is None:
             raise ValueError("the closed form needs an attention that is linear in what it reads")
         self.attention = attention
-        y = self.block.norm1(tokens)
-        self.value = attention.value.linear(y)
+        y = as_multiplied(self.block.norm1(tokens))
+        self.value = padded(attention.value.linear(y))
         query = attention.query(y[:, : model.readout])
         if attention.normed:
             query = attention.attn.q_norm(query)
@@ -111,23 +101,24 @@ class _LastBlock:
         scores = self.scores if self.alike else self.scores[..., -1, :]
         return scores.softmax(-1)[:, :, :, None]
 
-    def masked(self, masks: Masks) -> Float[Tensor, "batch heads readout masks tokens"]:
-        """Attention times mask, for each mask."""
+    def masked(self, distinct: Distinct) -> Float[Tensor, "batch heads readout masks any_tokens"]:
+        """Attention times mask, for each mask: over all tokens, or as many as `value` has rows."""
         if not self.alike:
-            weight = masks.over_tokens(self.model.prefix, self.tokens.shape[1])
+            weight = distinct.over_tokens(distinct.weight, self.tokens.shape[1])
             level = torch.searchsorted(self.levels, weight)
             shape = (*self.scores.shape[:3], *level.shape)
             return self.scores.gather(3, level.expand(shape)).softmax(-1) * weight
-        distinct = Distinct.of(masks, self.model)
-        scores = self.scores[..., distinct.index] * distinct.weight + distinct.log_counts
+        scores = self.scores.index_select(-1, distinct.index.flatten())
+        scores = scores.unflatten(-1, distinct.index.shape)
+        scores = torch.addcmul(distinct.log_counts, scores, distinct.weight)
         share = as_multiplied(scores.softmax(-1) * distinct.weight)
-        return distinct.over_tokens(share, self.tokens.shape[1])
+        return distinct.over_tokens(share, self.value.shape[2])
 
     def logits(
-        self, share: Float[Tensor, "batch heads readout masks tokens"]
+        self, share: Float[Tensor, "batch heads readout masks any_tokens"]
     ) -> Float[Tensor, "batch masks classes"]:
         """The rest of the block for the read-out tokens, and the head."""
-        mixed = share.flatten(2, 3) @ self.value
+        mixed = share.flatten(2, 3) @ self.value[:, :, : share.shape[-1]]
         mixed = mixed.unflatten(2, share.shape[2:4]).permute(0, 3, 1, 2, 4)
         residual = self.tokens[:, None, : self.model.readout]
         rows = finish(self.block, residual, self.attention.out(mixed))

@@ -3,28 +3,31 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Levels: TypeAlias = tuple[float, ...]
 KERNELS = {
     "1x1": [[1.0]],
     "3x3": [[1 / 16, 1 / 8, 1 / 16], [1 / 8, 1 / 4, 1 / 8], [1 / 16, 1 / 8, 1 / 16]],
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Masks:
     """Masks that keep equally many patches each; cells are numbers on the flattened grid.
 
     `centres`: the cell that each mask belongs to. `cells`, `weight`: what it keeps of which cells.
+    `levels`: all weights that tokens get, ascending: 0 where masked, 1 for prefix tokens.
     """
 
     centres: Int[Tensor, " masks"]
     cells: Int[Tensor, "masks window"]
     weight: Float[Tensor, "masks window"]
+    levels: Levels
 
     def __len__(self) -> int:
         return len(self.centres)
@@ -37,7 +40,7 @@ class Masks:
         """The same masks in chunks of at most `length`."""
         parts = (each.split(max(1, length)) for each in (self.centres, self.cells, self.weight))
         for centres, cells, weight in zip(*parts, strict=True):
-            yield Masks(centres, cells, weight)
+            yield Masks(centres, cells, weight, self.levels)
 
     def over_tokens(self, prefix: int, tokens: int) -> Float[Tensor, "masks tokens"]:
         """What each mask multiplies each token by: 1 for prefix tokens, 0 for most patches."""
@@ -49,8 +52,12 @@ class Masks:
 @cache
 def levels_of(dtype: torch.dtype, device: torch.device) -> Float[Tensor, " levels"]:
     """All weights that masks give tokens, ascending: 0 where masked, 1 for prefix tokens."""
-    kept = {weight for kernel in KERNELS.values() for row in kernel for weight in row}
-    return torch.tensor(sorted({0.0, 1.0} | kept), dtype=dtype, device=device)
+    return torch.tensor(_levels(*KERNELS), dtype=dtype, device=device)
+
+
+def _levels(*names: str) -> Levels:
+    kept = {weight for name in names for row in KERNELS[name] for weight in row}
+    return tuple(sorted({0.0, 1.0} | kept))
 
 
 @cache
@@ -80,5 +87,6 @@ def masks_of(
         kept = inside[chosen]
         cells = (row * grid[1] + column)[chosen][kept].view(-1, size)
         weight = kernel.expand(len(kept), -1)[kept].view(-1, size)
-        groups.append(Masks(centres[chosen].to(device), cells.to(device), weight.to(device, dtype)))
+        on_device = centres[chosen].to(device), cells.to(device), weight.to(device, dtype)
+        groups.append(Masks(*on_device, _levels(mask)))
     return tuple(groups)

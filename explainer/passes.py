@@ -1,5 +1,6 @@
 """What every form of the method yields: logits of the unmasked images, then of their masks."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -35,3 +36,8 @@ def at_once(each_bytes: int, like: Tensor) -> int:
     """How many masks, or images, are worked on together that need `each_bytes` each."""
     budget = CHUNK_BYTES["cpu" if like.device.type == "cpu" else "cuda"]
     return max(1, budget // max(1, each_bytes))
+
+
+def evenly(count: int, most: int) -> int:
+    """The length of as few equal parts of `count` as have at most `most` each."""
+    return math.ceil(count / math.ceil(count / most))

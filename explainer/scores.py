@@ -69,7 +69,16 @@ def class_scores(
     chosen = logits.gather(-1, index)
     if score == "logit":
         return chosen
+    if targets.shape[1] == 1:
+        return chosen - _logsumexp_without(logits, index)
     return chosen - _logsumexp_of_others(logits, chosen, index)
+
+
+def _logsumexp_without(
+    logits: Float[Tensor, "batch masks classes"], left_out: Int[Tensor, "batch masks 1"]
+) -> Float[Tensor, "batch masks 1"]:
+    """log of the sum of exp over all classes but one."""
+    return logits.scatter(-1, left_out, -torch.inf).logsumexp(-1, keepdim=True)
 
 
 def _logsumexp_of_others(
@@ -83,7 +92,7 @@ def _logsumexp_of_others(
     the leading class's rest is summed on its own; every other class has p <= 1/2.
     """
     largest, leader = logits.max(-1, keepdim=True)
-    without_leader = logits.scatter(-1, leader, -torch.inf).logsumexp(-1, keepdim=True)
+    without_leader = _logsumexp_without(logits, leader)
     total = torch.logaddexp(largest, without_leader)
     is_leader = index == leader
     share = (chosen - total).exp().masked_fill(is_leader, 0.0)

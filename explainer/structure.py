@@ -52,7 +52,9 @@ def tokens_entering(
 ) -> Entering:
     """Run timm's own embedding and the blocks before `block`, counted from 0."""
     tokens, positions = EMBEDDINGS[type(vit)](vit, images)
-    tokens = tokens.to(images.dtype)  # under autocast the residual stream stays in full precision
+    # Under autocast the residual stream stays in full precision; without a class token it starts
+    # laid out channel by channel, which slows down every block.
+    tokens = tokens.to(images.dtype).contiguous()
     for earlier, position in zip(vit.blocks[:block], positions, strict=False):
         tokens = earlier(tokens, **position)
     return Entering(tokens, positions[block:])
@@ -154,13 +156,15 @@ def reading(block: TimmModule, inputs: Sequence[Tensor]) -> TimmModule:
     """
     if isinstance(block, ParallelThingsBlock):
         branches = zip(block.attns, inputs, strict=True)
-        return _with(block, attns=[_with(each, norm=_Gives(given)) for each, given in branches])
+        return with_children(
+            block, attns=[with_children(each, norm=_Gives(given)) for each, given in branches]
+        )
     (given,) = inputs
     if isinstance(block, PARALLEL):
-        return _with(block, in_norm=_Gives(given))
+        return with_children(block, in_norm=_Gives(given))
     if isinstance(block, POST_NORM):
-        return _with(block, attn=_Reads(block.attn, given))
-    return _with(block, norm1=_Gives(given))
+        return with_children(block, attn=_Reads(block.attn, given))
+    return with_children(block, norm1=_Gives(given))
 
 
 class _Gives(nn.Module):
@@ -185,11 +189,33 @@ class _Reads(nn.Module):
         return self.attn(self.value, **arguments)
 
 
-def _with(module: TimmModule, **children: object) -> TimmModule:
+def with_children(module: TimmModule, **children: object) -> TimmModule:
     """A shallow copy of a module with other children in place of its own."""
     copied = copy.copy(module)
     copied._modules = {**module._modules, **children}
     return copied
+
+
+def in_dtype(module: TimmModule, dtype: torch.dtype) -> TimmModule:
+    """A copy of `module` with its weights in `dtype`; the module itself is left as it is."""
+    if not (module._modules or module._parameters or module._buffers):
+        return module
+    copied = copy.copy(module)
+    vars(copied).update(  # past nn.Module's own attributes, which take as long as the conversion
+        _modules={
+            name: child and in_dtype(child, dtype) for name, child in module._modules.items()
+        },
+        _parameters=_in_dtype(module._parameters, dtype),
+        _buffers=_in_dtype(module._buffers, dtype),
+    )
+    return copied
+
+
+def _in_dtype(tensors: Mapping[str, Tensor | None], dtype: torch.dtype) -> dict[str, Tensor | None]:
+    return {
+        name: tensor.to(dtype) if tensor is not None and tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def finish(

@@ -1,10 +1,13 @@
 """On a GPU maps are those of the CPU, and nothing waits for the GPU before a batch is done."""
 
+import warnings
+
 import pytest
 import torch
 
 from explainer import ReciproCam, VitClassifier, explain
 from explainer.coverage import reduced
+from explainer.head import SplitClassifier
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -38,16 +41,50 @@ def test_maps_are_those_of_the_cpu(kind, block, build, random_crops):
     assert (got.scores.cpu() - expected.scores).abs().max() <= 1e-9 * span
 
 
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize(("precision", "waits"), [("float32", 0), ("mixed", 1)])
 @pytest.mark.parametrize("block", [-1, -2])
 @pytest.mark.parametrize("mask", ["3x3", "1x1"])
-def test_nothing_waits_for_the_gpu_inside_a_batch(block, mask, build, random_crops):
+def test_nothing_waits_for_the_gpu_inside_a_batch(
+    block, mask, precision, waits, build, random_crops
+):
+    """Mixed precision waits once, at its end: for whether all scores are finite."""
     model = build("class token", torch.float32)
     model.vit.to("cuda")
     crops, method = random_crops(model).cuda(), ReciproCam(block, mask=mask)
-    explain(model, crops, method=method)  # what is made once may wait
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        explain(model, crops, method=method)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    explain(model, crops, method=method, precision=precision)  # what is made once may wait
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            explain(model, crops, method=method, precision=precision)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing CUDA operation" in str(each.message) for each in caught) == waits
+
+
+@pytest.mark.parametrize("block", [-1, -2])
+@pytest.mark.parametrize("kind", MODELS)
+def test_mixed_precision_ranks_like_the_models_own(kind, block, build, random_crops):
+    model = build(kind, torch.float32)
+    model.vit.to("cuda")
+    crops, method = random_crops(model).cuda(), ReciproCam(block)
+    exact, mixed = (
+        explain(model, crops, method=method, precision=precision, allow_definition=True)
+        for precision in ("float32", "mixed")
+    )
+    assert mixed.scores.dtype == mixed.logits.dtype == torch.float32
+    ranks = [each.scores.flatten(1).argsort().argsort().double() for each in (exact, mixed)]
+    centred = [each - each.mean(1, keepdim=True) for each in ranks]
+    assert torch.cosine_similarity(*centred).median() >= 0.95
+
+
+def test_a_split_classifier_rounds_its_weights_and_not_its_features():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(384, 100, device="cuda")
+    features = torch.randn(50, 384, device="cuda")
+    weight, bias = linear.weight.half().double(), linear.bias.double()
+    expected = features.double() @ weight.T + bias
+    with torch.inference_mode():
+        got = SplitClassifier(linear, torch.float16)(features)
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() <= 2e-6 * expected.abs().max()
