@@ -179,7 +179,10 @@ def test_a_cast_of_colour_is_context_and_its_carriers_are_those_that_have_it():
 def test_images_as_others_in_colour_have_no_cast():
     model = by_rule(by_redness)
     sample = sample_of(model, backgrounds(IMAGES, seed=1))
-    assert colours.cast(sample, crops_of(backgrounds(OTHERS, seed=5))) is None
+    others = crops_of(backgrounds(OTHERS, seed=5))
+    assert colours.cast(sample, others) is None
+    few = reddened(backgrounds(IMAGES, seed=1), torch.arange(IMAGES) % 4 == 0)
+    assert colours.cast(replace(sample, crops=crops_of(few)), others) is None
 
 
 def test_recoloured_images_have_the_colours_that_were_asked_for():

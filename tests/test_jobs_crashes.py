@@ -197,6 +197,7 @@ def poisonous(image_folder: Path) -> type[Replica]:
     return Poisoned
 
 
+@pytest.mark.slow
 def test_poisonous_images_get_a_row_and_all_their_neighbours_are_explained(
     config, finished, poisonous, rows_of
 ):

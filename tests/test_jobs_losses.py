@@ -121,6 +121,7 @@ def test_a_killed_driver_is_resumed_to_the_same_parts(run_job, config, undisturb
     assert Location(config.out).child("attempts").names() == ["1.json", "2.json"]
 
 
+@pytest.mark.slow
 def test_signals_end_a_run_again_and_again_and_it_can_be_resumed(
     run_job, config, undisturbed, tmp_path
 ):
@@ -189,6 +190,7 @@ def test_a_killed_replica_is_replaced_and_no_row_is_lost(run_job, config, undist
     assert parts(config) == parts(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_hung_replica_is_replaced_and_no_row_is_lost(config, undisturbed, tmp_path):
     marker = tmp_path / "hung"
 

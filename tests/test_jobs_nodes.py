@@ -80,6 +80,7 @@ def wait_for(condition: Callable[[], bool], driver: subprocess.Popen, log: Path)
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_nodes_that_are_lost_take_no_row_with_them(undisturbed, tmp_path):
     config = replace(undisturbed, out=str(tmp_path / "run"))
     log = tmp_path / "log"

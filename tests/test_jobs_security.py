@@ -228,7 +228,7 @@ def session_folder() -> Path:
     return Path(ray._private.worker._global_node.get_session_dir_path())
 
 
-@pytest.mark.parametrize("kind", ["dead", "wrong", "web"])
+@pytest.mark.parametrize("kind", [pytest.param("dead", marks=pytest.mark.slow), "wrong", "web"])
 def test_credentials_are_in_no_file_message_log_or_runtime_environment(
     run_job, config, signed, s3, tmp_path, kind
 ):

@@ -75,6 +75,7 @@ def saliency(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([*command, *arguments], capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_label_a_column_and_a_file_name_reach_no_terminal_raw(tmp_path: Path) -> None:
     model = ("--model", "vit_tiny_patch16_224", "--out", str(tmp_path / "run"), "--dry-run")
     (tmp_path / "m.jsonl").write_text('{"uri": "a.jpg", "label": "\\u001b[2J\\nforged: line"}\n')

@@ -14,7 +14,7 @@ from explainer.audit.sample import ClassSample
 COLOURS = "colours"
 # A carrier's colours are farther on the class's side than this share of other classes' images; no
 # cue where so few images of the class are.
-OF_OTHERS, LEAST_SHARE = 0.95, 0.2
+OF_OTHERS, LEAST_SHARE = 0.95, 1 / 3
 # Less spread than this in a channel, of 1, is none to stretch; of the covariance so much is added.
 LEAST_SPREAD, RIDGE = 0.02, 1e-4
 
