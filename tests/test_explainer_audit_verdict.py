@@ -166,8 +166,8 @@ def removed(drop: float, cost: float) -> Removal:
         ),
         (
             replace(  # few images may be alike by chance, so the excess is to be significant
-                rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16)),
-                carrier_share=Estimate(0.12, 0.1, 0.2, 100),
+                rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16), right=4),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
             ),
             Verdict.CLEARED,
             PART,
@@ -175,7 +175,7 @@ def removed(drop: float, cost: float) -> Removal:
         (
             replace(
                 rarely_alone(excess=Estimate(0.4, 0.1, 0.7, 16)),
-                carrier_share=Estimate(0.12, 0.1, 0.2, 100),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
             ),
             Verdict.SHORTCUT,
             "the same content at varying places is sufficient, and its carriers need it",

@@ -24,7 +24,7 @@ LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what fillin
 ENOUGH_EXCESS = 0.25
 # Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
 # the class are carriers, the excess is to be significant.
-RARE_SHARE = 0.125
+RARE_SHARE = 0.25
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT = 0.75
 # A moving cue on so large a share of a class may well be what the class is.
@@ -184,15 +184,16 @@ def _is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> b
     return (
         others.deficit.low > 0
         or others.deficit.value > max(LEAST_DROP, OBJECT_DEFICIT * lost)
-        or (others.right >= LEAST_RIGHT and _lose_as_much(cue, others, removal) and not is_alone)
+        or (_lose_as_much(cue, others, removal) and not is_alone)
     )
 
 
 def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
+    if cue.carrier_share.value < RARE_SHARE and others.excess.low <= 0:
+        return True
     drop = max(LEAST_DROP, removal.drop.value)
-    is_rare = cue.carrier_share.value < RARE_SHARE
     too_little = others.excess.value < max(drop / 2, min(ENOUGH_EXCESS, drop))
-    return too_little or (is_rare and others.excess.low <= 0)
+    return others.right >= LEAST_RIGHT and too_little
 
 
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
