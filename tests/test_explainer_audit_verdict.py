@@ -174,6 +174,14 @@ def removed(drop: float, cost: float) -> Removal:
         ),
         (
             replace(
+                rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16)),
+                carrier_share=Estimate(0.48, 0.4, 0.6, 60),
+            ),
+            Verdict.CLEARED,
+            PART,
+        ),
+        (
+            replace(
                 rarely_alone(excess=Estimate(0.4, 0.1, 0.7, 16)),
                 carrier_share=Estimate(0.24, 0.2, 0.3, 100),
             ),

@@ -23,8 +23,8 @@ LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what fillin
 # these lose, and by so much, or all that they lose where that is less.
 ENOUGH_EXCESS = 0.25
 # Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
-# the class are carriers, the excess is to be significant.
-RARE_SHARE = 0.25
+# the class are carriers, or fewer images, the excess is to be significant.
+RARE_SHARE, RARE_CARRIERS = 0.25, 30
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT = 0.75
 # A moving cue on so large a share of a class may well be what the class is.
@@ -189,7 +189,9 @@ def _is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> b
 
 
 def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
-    if cue.carrier_share.value < RARE_SHARE and others.excess.low <= 0:
+    share = cue.carrier_share
+    is_rare = share.value < RARE_SHARE or share.value * share.of < RARE_CARRIERS
+    if is_rare and others.excess.low <= 0:
         return True
     drop = max(LEAST_DROP, removal.drop.value)
     too_little = others.excess.value < max(drop / 2, min(ENOUGH_EXCESS, drop))
