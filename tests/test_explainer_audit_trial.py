@@ -153,6 +153,26 @@ def test_a_place_that_others_need_as_much_holds_the_object():
     assert findings([replace(finding.evidence, cues=(weaker_cue,))])[0].verdict is Verdict.CLEARED
 
 
+@pytest.mark.parametrize("others", [10, OTHERS])
+def test_no_recipient_counts_twice(others):
+    images = backgrounds(IMAGES, seed=1)
+    carriers = torch.arange(IMAGES) % 5 < 3
+    regions = torch.zeros(IMAGES, SIZE, SIZE, dtype=torch.bool)
+    for image, region, place in zip(images, regions, places(IMAGES, 2, range(SIZE)), strict=True):
+        region[:] = put(image, GREEN, place)
+
+    def rule(given: Tensor) -> Tensor:
+        found = has_object(given)
+        return torch.stack([8 * found - 4, 0 * found, 0 * found], 1)
+
+    model = by_rule(rule)
+    sample = sample_of(model, images)
+    strangers = Images(crops_of(backgrounds(others, seed=5)), torch.full((others,), NOTHING))
+    trial = Trial(Laboratory(model, 64), sample, [strangers], torch.Generator().manual_seed(0), 0)
+    evidence = trial.of(cue_of(regions, carriers, is_fixed=False))
+    assert evidence.paste.shift.of == min(others, 48)
+
+
 def reddened(images: Tensor, cast: Tensor) -> Tensor:
     red = torch.tensor([1.0, 0.1, 0.1])[:, None, None]
     return torch.where(cast[:, None, None, None], images + 0.5 * (red - images), images)

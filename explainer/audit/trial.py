@@ -116,9 +116,9 @@ class Trial:
         )
 
     def _paste(self, cue: Cue, tested: Int[Tensor, " carriers"]) -> Paste:
-        donors = repeated(tested[self._order(len(tested))], RECIPIENTS)
-        controls = edit_of(cue).controls
-        into_others = self._compared(self._drawn(RECIPIENTS).crops, cue, donors, controls)
+        order, recipients = self._order(len(tested)), self._different(RECIPIENTS).crops
+        donors, controls = repeated(tested[order], len(recipients)), edit_of(cue).controls
+        into_others = self._compared(recipients, cue, donors, controls)
         natural = [control for control in controls if control in NATURAL]
         order = tested[self._order(len(tested))]
         chosen = order[:RESTORED]
@@ -232,6 +232,12 @@ class Trial:
         share = -(-count // len(self.recipients))
         drawn = [group.only(repeated(self._order(len(group)), share)) for group in self.recipients]
         return Images.joined(drawn).only(torch.arange(count))
+
+    def _different(self, count: int) -> Images:
+        """At most so many recipients, of all groups alike, none twice: each counts as one."""
+        share = -(-count // len(self.recipients))
+        drawn = [group.only(self._order(len(group))[:share]) for group in self.recipients]
+        return Images.joined(drawn)
 
     def _order(self, count: int) -> Int[Tensor, " count"]:
         return torch.randperm(count, generator=self.generator)
