@@ -19,7 +19,7 @@ from torch import Tensor
 from explainer.attention import LinearAttention, as_multiplied, padded, probes_of
 from explainer.collapse import Distinct, distinct_chunks
 from explainer.head import head
-from explainer.masks import Masks, levels_of
+from explainer.masks import Levels, Masks
 from explainer.models import VitClassifier
 from explainer.passes import WHOLE_BATCH, MaskLogits, Passes, at_once, evenly
 from explainer.structure import Entering, Position, TimmModule, finish, position_term
@@ -28,7 +28,7 @@ from explainer.structure import Entering, Position, TimmModule, finish, position
 def closed_form(model: VitClassifier, entering: Entering, groups: Sequence[Masks]) -> Passes:
     """Logits under masks at the last block, which `entering` enters; its attention is linear."""
     (position,) = entering.positions
-    last = _LastBlock(model, entering.tokens, position)
+    last = _LastBlock(model, entering.tokens, position, groups[0].levels)
     return Passes(last.logits(last.unmasked())[:, 0], _chunks(model, last, groups))
 
 
@@ -59,9 +59,13 @@ class _LastBlock:
     """
 
     def __init__(
-        self, model: VitClassifier, tokens: Float[Tensor, "batch tokens width"], position: Position
+        self,
+        model: VitClassifier,
+        tokens: Float[Tensor, "batch tokens width"],
+        position: Position,
+        levels: Levels,
     ) -> None:
-        self.model, self.tokens, self.position = model, tokens, position
+        self.model, self.tokens, self.position, self.levels = model, tokens, position, levels
         self.block = model.vit.blocks[-1]
         attention = LinearAttention.of(self.block)
         if attention is None:
@@ -78,7 +82,6 @@ class _LastBlock:
             probes = probes_of(query, attention.key)
             self.scores = (probes.flatten(1, 2) @ y.transpose(1, 2)).unflatten(1, query.shape[1:3])
         else:
-            self.levels = levels_of(tokens.dtype, tokens.device)
             self.scores = self._scores_by_level(query, y)
 
     def _scores_by_level(
@@ -104,8 +107,10 @@ class _LastBlock:
     def masked(self, distinct: Distinct) -> Float[Tensor, "batch heads readout masks any_tokens"]:
         """Attention times mask, for each mask: over all tokens, or as many as `value` has rows."""
         if not self.alike:
-            weight = distinct.over_tokens(distinct.weight, self.tokens.shape[1])
-            level = torch.searchsorted(self.levels, weight)
+            weight, level = (
+                distinct.over_tokens(each, self.tokens.shape[1])
+                for each in (distinct.weight, distinct.level)
+            )
             shape = (*self.scores.shape[:3], *level.shape)
             return self.scores.gather(3, level.expand(shape)).softmax(-1) * weight
         scores = self.scores.index_select(-1, distinct.index.flatten())

@@ -17,7 +17,7 @@ from itertools import chain
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from explainer.attention import (
@@ -57,8 +57,8 @@ class Distinct:
         return (self.index[:, :, None] * aligned(self.tokens) + self.index[:, None]).flatten()
 
     def over_tokens(
-        self, share: Float[Tensor, "*batch masks distinct"], tokens: int
-    ) -> Float[Tensor, "*batch masks tokens"]:
+        self, share: Shaped[Tensor, "*batch masks distinct"], tokens: int
+    ) -> Shaped[Tensor, "*batch masks tokens"]:
         """What each mask's distinct tokens have, given to the tokens that they are."""
         dense = share.new_zeros(*share.shape[:-1], tokens)
         return dense.scatter_(-1, self.index.expand(share.shape), share)

@@ -49,14 +49,8 @@ class Masks:
         return weights.scatter_(1, self.cells + prefix, self.weight)
 
 
-@cache
-def levels_of(dtype: torch.dtype, device: torch.device) -> Float[Tensor, " levels"]:
-    """All weights that masks give tokens, ascending: 0 where masked, 1 for prefix tokens."""
-    return torch.tensor(_levels(*KERNELS), dtype=dtype, device=device)
-
-
-def _levels(*names: str) -> Levels:
-    kept = {weight for name in names for row in KERNELS[name] for weight in row}
+def _levels(mask: str) -> Levels:
+    kept = {weight for row in KERNELS[mask] for weight in row}
     return tuple(sorted({0.0, 1.0} | kept))
 
 
