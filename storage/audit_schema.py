@@ -20,7 +20,7 @@ def findings() -> pa.Schema:
         always("explained", pa.int32(), "of these, predicted as the class"),
         always("candidates", pa.int32(), "cues that were found; those with an effect were tested"),
         always("passes", pa.int32(), "images that went through the model for this class"),
-        field("kind", pa.string(), "content: alike to the pixel; background; colours of whole images"),
+        field("kind", pa.string(), "content (alike to the pixel), background or colours"),
         field("origin", pa.string(), "saliency, occlusion, alike windows or mean edges"),
         field("is_fixed", pa.bool_(), "whether its carriers hold it at one place"),
         field("area", pa.float64(), "share of an image that it covers"),
