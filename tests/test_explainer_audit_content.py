@@ -7,6 +7,7 @@ from explainer.audit import content, patterns, regions
 from explainer.audit.content import Seed, Window
 from explainer.audit.growth import Gallery, closed, grow, template
 from explainer.audit.interventions import Fill, filled, moved
+from explainer.audit.search import Searchable, Template
 
 GRID = (8, 10)
 CELL = 4
@@ -195,6 +196,23 @@ def test_correlation_is_what_a_loop_over_places_computes():
             parts = [x - x.mean((1, 2), keepdim=True) for x in (place, window)]
             want = (parts[0] * parts[1]).sum() / (parts[0].norm() * parts[1].norm())
             assert got[image, top, left] == pytest.approx(float(want), abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [SIZE, (7, 9)])
+def test_distances_are_what_a_loop_over_places_computes(size):
+    images = torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.rand(3, 6, 6, generator=torch.Generator().manual_seed(1))
+    mask = torch.zeros(6, 6, dtype=torch.bool)
+    mask[1:4, 2:6] = torch.tensor([[1, 0, 1, 1], [0, 1, 1, 0], [1, 1, 0, 1]])
+    got = Searchable.of(images).distances(Template(pixels, mask))
+    assert got.shape == (3, size[0] - 2, size[1] - 3)
+    held = mask[1:4, 2:6]
+    for image in range(3):
+        for top in range(size[0] - 2):
+            for left in range(size[1] - 3):
+                place = images[image, :, top : top + 3, left : left + 4]
+                want = (place - pixels[:, 1:4, 2:6])[:, held].square().mean()
+                assert got[image, top, left] == pytest.approx(float(want), abs=1e-5)
 
 
 def test_a_half_transparent_mark_is_found_by_its_pattern():

@@ -92,26 +92,36 @@ def seeds(
 
     `mine` are patches of the class, which `windows` lie in; `theirs` of other classes.
     """
-    if not windows:
+    windows = _with_contrast(windows, mine)
+    if not windows or len(mine.values) < LEAST_ALIKE:
         return []
-    values, contrast = mine.at(windows)
+    values, _ = mine.at(windows)
     similar, places = _best(values, mine)
     own = torch.tensor([window.image for window in windows])
     similar[torch.arange(len(windows)), own] = 2.0  # comes first
-    others = _best(values, theirs)[0].topk(2, 1).values[:, 1]
     alike = similar.topk(min(MOST_ALIKE, similar.shape[1]), 1)
+    held_by_enough = alike.values[:, LEAST_ALIKE - 1]
+    chosen = torch.nonzero(held_by_enough >= LEAST_CORRELATION).flatten()
+    others = _best(values[chosen], theirs)[0].topk(2, 1).values[:, 1]
     least = (others + LEAST_LEAD).clamp_min(LEAST_CORRELATION)
-    counts = (alike.values >= least[:, None]).sum(1).clamp_min(LEAST_ALIKE)
-    scores = alike.values[:, min(LEAST_ALIKE, similar.shape[1]) - 1] - others
+    counts = (alike.values[chosen] >= least[:, None]).sum(1).clamp_min(LEAST_ALIKE)
+    scores = held_by_enough[chosen] - others
     found = []
     for index in scores.argsort(descending=True, stable=True).tolist():
-        if contrast[index] < LEAST_CONTRAST:
-            continue
-        members = alike.indices[index, : int(counts[index])].tolist()
-        held = (divmod(int(places[index, image]), mine.across) for image in members[1:])
+        number = int(chosen[index])
+        members = alike.indices[number, : int(counts[index])].tolist()
+        held = (divmod(int(places[number, image]), mine.across) for image in members[1:])
         rest = [Window(image, *place) for image, place in zip(members[1:], held, strict=True)]
-        found.append(Seed(origin, side, (windows[index], *rest), float(scores[index])))
+        found.append(Seed(origin, side, (windows[number], *rest), float(scores[index])))
     return found
+
+
+def _with_contrast(windows: Sequence[Window], images: Patches) -> Sequence[Window]:
+    """Those that are not flat."""
+    if not windows:
+        return []
+    _, contrast = images.at(windows)
+    return [w for w, c in zip(windows, contrast.tolist(), strict=True) if c >= LEAST_CONTRAST]
 
 
 def _best(

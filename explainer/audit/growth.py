@@ -6,6 +6,7 @@ were chosen by what surrounds the content would make that alike, too.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from explainer.audit.content import Seed
+from explainer.audit.search import Searchable, Template
 
 ROUNDS, PLACED_ROUNDS, MOST_MEMBERS = 3, 2, 24
 # Of the carriers of a window so many are those of the whole, too.
@@ -51,6 +53,11 @@ class Gallery:
     def size(self) -> tuple[int, int]:
         return (self.mine.shape[-2], self.mine.shape[-1])
 
+    @cached_property
+    def searchable(self) -> tuple[Searchable, Searchable]:
+        """Both, as they are searched for templates."""
+        return Searchable.of(self.mine), Searchable.of(self.theirs)
+
 
 @dataclass(frozen=True)
 class Likeness:
@@ -69,14 +76,6 @@ class Likeness:
     @property
     def carriers(self) -> Bool[Tensor, " images"]:
         return self.mine >= self.threshold
-
-
-@dataclass(frozen=True)
-class Template:
-    """Pixels that are alike in some images, which are averages of theirs."""
-
-    pixels: Float[Tensor, "3 height width"]
-    mask: Bool[Tensor, "height width"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def template(
 
 def likeness(found: Template, gallery: Gallery) -> Likeness:
     """How much each image holds of a template at the place that holds most of it."""
-    mine, theirs = (_distances(found, images) for images in (gallery.mine, gallery.theirs))
+    mine, theirs = (images.distances(found) for images in gallery.searchable)
     best = mine.flatten(1).min(1)
     others = theirs.flatten(1).min(1).values
     across = mine.shape[-1]
@@ -145,21 +144,6 @@ def likeness(found: Template, gallery: Gallery) -> Likeness:
 def _likeness(mine: Tensor, others: Tensor, corners: Int[Tensor, "images 2"]) -> Likeness:
     typical = others.median().clamp_min(1e-4)
     return Likeness(1 - mine / typical, 1 - others / typical, corners)
-
-
-def _distances(
-    found: Template, images: Float[Tensor, "images 3 height width"]
-) -> Float[Tensor, "images down across"]:
-    """Mean squared distances over a template's mask, at every place where its box fits."""
-    rows, columns = torch.nonzero(found.mask, as_tuple=True)
-    box = (slice(int(rows.min()), int(rows.max()) + 1),
-           slice(int(columns.min()), int(columns.max()) + 1))  # fmt: skip
-    weights = found.mask[box].float()
-    pixels = found.pixels[(slice(None), *box)] * weights
-    squares = functional.conv2d(images.square().sum(1, keepdim=True), weights[None, None])
-    products = functional.conv2d(images, pixels[None])
-    total = squares - 2 * products + (pixels * found.pixels[(slice(None), *box)]).sum()
-    return (total[:, 0] / (3 * weights.sum())).clamp_min(0)
 
 
 def _at_one_place(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -119,6 +120,7 @@ def sign_flip(differences: Float[np.ndarray, " units"], seed: int) -> float:
     return float((means >= differences.sum() - 1e-12).mean())
 
 
+@lru_cache(2)  # a cue's paste and its controls share recipients; drawing costs most of a test
 def _signs(units: int, seed: int) -> NDArray[np.float64]:
     if units <= EXACT_UNITS:
         codes = np.arange(2**units)[:, None] >> np.arange(units)[None, :]
