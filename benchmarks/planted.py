@@ -195,7 +195,7 @@ def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> No
     rows, labels = np.arange(len(data.labels)), data.labels.numpy()
     guessed = predictions.numpy()
     found = Candidates(rows, labels, guessed, guessed == labels, random_order(rows, 0))
-    pool = data.only(recipients(found))
+    pool = recipients(found)
     lab = Laboratory(model, BATCH)
     examinations, seconds = [], []
     without = [i for i in default_rng(number).permutation(len(CLASSES)).tolist() if i not in cells]
@@ -203,8 +203,9 @@ def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> No
     for images in (each for each in class_images(found) if each.target in audited):
         started = time.monotonic()
         sample = sample_of(data, saliency, images)
+        others = data.only(pool.only(pool.apart_from(images.rivals)))
         rivals = data.only(images.rivals)
-        examinations.append(examine(lab, sample, pool, rivals, images.target))
+        examinations.append(examine(lab, sample, others, rivals, images.target))
         seconds.append(time.monotonic() - started)
     judged = findings([each.evidence for each in examinations])
     lines = [

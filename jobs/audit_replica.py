@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 import ray
 
@@ -37,7 +38,8 @@ class AuditReplica:
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Audit some images of a class, for no other end than to see whether they kill."""
         loaded = self.worker.load_class(rows, crashed)
-        self.worker.examine(loaded.sample, self.worker.recipients)
+        nobody = self.worker.job.recipients.only(np.arange(0))
+        self.worker.examine(loaded.sample, nobody)
 
     def batches(self, tables: Sequence[pa.Table]) -> Iterator[Batch]:
         """The batches of some tables of manifest rows, in order; as many load as CPUs allow."""

@@ -67,6 +67,19 @@ class LoadedClass:
     known: Explained
 
 
+@dataclass(frozen=True)
+class LoadedRecipients:
+    """Images of other classes, and which they are."""
+
+    images: Images
+    recipients: Recipients
+
+    def apart_from(self, others: "LoadedRecipients") -> Images:
+        """Those that are none of the others."""
+        apart = self.recipients.apart_from(others.recipients)
+        return self.images.only(torch.from_numpy(apart))
+
+
 def properties_of(part: pa.Table) -> dict[str, NDArray[np.float64]]:
     """PROPERTIES of the rows of a part; NaN where an image has none."""
     columns = [part[name].cast(pa.float64()) for name in COLUMNS_OF_PROPERTIES]
@@ -94,8 +107,9 @@ class AuditWorker:
         started = time.perf_counter()
         images = self.job.classes[shard.index]
         loaded = self.load_class(shard, skipped)
-        examination = self.examine(loaded.sample, self._images(images.rivals))
-        strangers = self.recipients.crops[self.recipients.classes != images.target]
+        examination = self.examine(loaded.sample, images.rivals)
+        pool = self.recipients.images
+        strangers = pool.crops[pool.classes != images.target]
         for number, cue in enumerate(examination.cues):
             picture = png(loaded.sample, cue, strangers)
             self.audit.picture(images.target, number).replace(picture)
@@ -108,10 +122,11 @@ class AuditWorker:
         statuses = {"ok": len(loaded.rows), "left out": shard.rows - len(loaded.rows)}
         return ShardReport(shard, created, statuses, {"compute": time.perf_counter() - started})
 
-    def examine(self, sample: ClassSample, rivals: Images) -> Examination:
+    def examine(self, sample: ClassSample, rivals: Recipients) -> Examination:
         """What there is to say of a class's images."""
-        seed = self.job.seed + sample.target
-        return examine(self.lab, sample, self.recipients, rivals, seed)
+        seed, near = self.job.seed + sample.target, self._loaded(rivals)
+        pool = self.recipients.apart_from(near)
+        return examine(self.lab, sample, pool, near.images, seed)
 
     def load_class(self, shard: Shard, skipped: Mapping[int, str]) -> LoadedClass:
         """A class's images, without those that cannot be loaded now.
@@ -158,13 +173,14 @@ class AuditWorker:
         return self._explained(self.job.recipients.rows, self.job.recipients.classes)
 
     @cached_property
-    def recipients(self) -> Images:
+    def recipients(self) -> LoadedRecipients:
         """The images that cues are pasted into."""
-        return self._images(self.job.recipients)
+        return self._loaded(self.job.recipients)
 
-    def _images(self, recipients: Recipients) -> Images:
+    def _loaded(self, recipients: Recipients) -> LoadedRecipients:
         crops, loaded = self._crops(recipients.rows)
-        return Images(crops, torch.from_numpy(recipients.classes[loaded]))
+        those = recipients.only(loaded)
+        return LoadedRecipients(Images(crops, torch.from_numpy(those.classes)), those)
 
     def _crops(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
         """Crops of manifest rows, and the positions of those that could be loaded."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from xdist.scheduler import LoadScopeScheduling
 
 # `uv run` would make Ray's workers build an environment without the test dependencies.
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
@@ -25,11 +26,26 @@ from benchmarks.weed import BUCKET, Weed, free_ports
 from jobs.config import ExecutionConfig, Exit, ExplainConfig, InputConfig, ModelConfig
 from storage.locations import Location
 
+# The demo is dear; with files in order it comes to an end before the last of the others do.
+OF_THE_DEMO = ("test_jobs_audit.py", "test_jobs_demo.py")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full-size", action="store_true", help="also explain a few models at their own size"
     )
+
+
+class WholeFiles(LoadScopeScheduling):
+    """Of the two processes each takes whole files, and one both that look at the demo's run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "demo" if file.endswith(OF_THE_DEMO) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
+    return WholeFiles(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

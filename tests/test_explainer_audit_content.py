@@ -123,6 +123,30 @@ def test_flat_windows_are_no_seeds():
     flat = torch.full((4, 3, *SIZE), 0.4)
     patches = content.patches(flat, STICKER)
     assert content.seeds("saliency", [Window(0, 0, 0)], STICKER, patches, patches) == []
+    assert content.aligned("alike at one place", STICKER, flat, flat) == []
+
+
+def test_what_few_images_hold_at_one_place_comes_first_with_all_of_them():
+    place = (STICKER, 3 * CELL)
+    gallery = planted([place] * 4)
+    best, *others = content.aligned("alike at one place", STICKER, gallery.mine, gallery.theirs)
+    assert {(window.top, window.left) for window in best.windows} == {place}
+    assert sorted(window.image for window in best.windows) == [0, 1, 2, 3]
+    assert best.score > max(seed.score for seed in others)
+    window = [images[..., 8:16, 12:20] for images in (gallery.mine, gallery.theirs)]
+    mine, theirs = (w - w.mean((2, 3), keepdim=True) for w in window)
+    mine, theirs = (w.flatten(1) / w.flatten(1).norm(dim=1)[:, None] for w in (mine, theirs))
+    first = best.windows[0].image
+    want = sorted((mine @ mine[first]).tolist())[-3] - sorted((theirs @ mine[first]).tolist())[-2]
+    assert best.score == pytest.approx(want, abs=1e-3)
+
+
+def test_what_lies_at_many_places_is_hardly_alike_at_one():
+    scores = [
+        content.aligned("alike at one place", STICKER, found.mine, found.theirs)[0].score
+        for found in (planted(scattered()), planted([(8, 12)] * CARRIERS))
+    ]
+    assert scores[0] < scores[1] - 0.3
 
 
 def test_of_seeds_that_overlap_in_two_images_the_first_is_kept():

@@ -43,21 +43,27 @@ class World:
         return ClassSample(target, self.crops[mine], self.saliency[mine], right, discovery)
 
     @property
-    def pool(self) -> Images:
+    def right(self) -> Images:
         chosen = [
             torch.nonzero((self.labels == label) & (self.predicted == label)).flatten()[:PER_POOL]
             for label in range(len(pictures.CLASS_NAMES))
         ]
         return Images(self.crops[torch.cat(chosen)], self.labels[torch.cat(chosen)])
 
-    def rivals(self, target: int) -> Images:
-        twin = {"pentagon": "hexagon", "flower": "gear", "gear": "flower"}
-        other = pictures.CLASS_NAMES.index(twin[pictures.CLASS_NAMES[target]])
-        return self.pool.only(self.pool.classes == other)
+    def pool(self, target: int) -> Images:
+        return self.right.only(self.right.classes != rival(target))
 
-    def examine(self, target: int, seed: int = 0) -> Examination:
-        lab, sample = Laboratory(self.model, 64), self.sample(target)
-        return examine(lab, sample, self.pool, self.rivals(target), seed)
+    def rivals(self, target: int) -> Images:
+        return self.right.only(self.right.classes == rival(target))
+
+    def examine(self, target: int, seed: int = 0, lab: Laboratory | None = None) -> Examination:
+        lab, sample = lab or Laboratory(self.model, 64), self.sample(target)
+        return examine(lab, sample, self.pool(target), self.rivals(target), seed)
+
+
+def rival(target: int) -> int:
+    twin = {"pentagon": "hexagon", "flower": "gear", "gear": "flower"}
+    return pictures.CLASS_NAMES.index(twin[pictures.CLASS_NAMES[target]])
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +136,7 @@ def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
     sample = world.sample(WATERMARKED)
     # With the pixels of its carriers: an overlay is what the discovery half tells of it.
     cue = replace(examined[WATERMARKED].cues[0], overlay=None)
-    pasted = [world.pool.only(world.pool.classes != WATERMARKED)]
+    pasted = [world.right.only(world.right.classes != WATERMARKED)]
 
     def trial(crops: torch.Tensor) -> Trial:
         lab, generator = Laboratory(world.model, 64), torch.Generator().manual_seed(3)
@@ -160,9 +166,7 @@ def test_the_same_seed_finds_the_same_and_passes_are_counted(world, examined):
     asked = []
     handle = world.model.vit.register_forward_hook(lambda _m, args, _o: asked.append(len(args[0])))
     try:
-        evidence = examine(
-            lab, world.sample(CLEAN), world.pool, world.rivals(CLEAN), seed=5
-        ).evidence
+        evidence = world.examine(CLEAN, seed=5, lab=lab).evidence
     finally:
         handle.remove()
     assert evidence.passes == lab.passes == sum(asked)
@@ -171,15 +175,16 @@ def test_the_same_seed_finds_the_same_and_passes_are_counted(world, examined):
 
 @pytest.mark.parametrize("what", ["predicted as it", "of other classes"])
 def test_too_few_images_are_told_and_nothing_is_asked_of_the_model(world, what):
-    sample, pool = world.sample(CLEAN), world.pool
+    sample, pool, rivals = world.sample(CLEAN), world.pool(CLEAN), world.rivals(CLEAN)
     if what == "predicted as it":
         few = torch.zeros_like(sample.explained)
         few[:7] = True
         sample = ClassSample(CLEAN, sample.crops, sample.saliency, few, sample.discovery)
     else:
-        pool = pool.only(torch.nonzero(pool.classes != CLEAN).flatten()[:7])
+        pool = pool.only(torch.nonzero(pool.classes != CLEAN).flatten()[:3])
+        rivals = rivals.only(torch.arange(4))
     lab = Laboratory(world.model, 64)
     right, reason = int(sample.explained.sum()), f"7 images {what}; 8 are needed"
     want = ClassEvidence(CLEAN, PER_CLASS, right, candidates=0, passes=0, untestable=reason)
-    assert examine(lab, sample, pool, world.rivals(CLEAN), seed=0) == Examination(want, ())
+    assert examine(lab, sample, pool, rivals, seed=0) == Examination(want, ())
     assert lab.passes == 0

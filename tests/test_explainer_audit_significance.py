@@ -11,6 +11,7 @@ from explainer.audit.significance import (
     benjamini_hochberg,
     difference,
     lift,
+    paired,
     shift,
     sign_flip,
     wilson,
@@ -54,6 +55,30 @@ def test_the_interval_of_a_difference_is_the_published_one(
     got = difference(successes / trials, trials, others / of_others, of_others)
     assert got.value == pytest.approx(successes / trials - others / of_others)
     assert (got.low, got.high) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("both", "more", "fewer", "neither"),
+    # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8:
+    # airways before and after a transplantation, and responses before and after a therapy.
+    [(1, 1, 7, 12), (59, 6, 16, 80), (0, 30, 0, 0), (10, 0, 0, 10)],
+)
+def test_the_interval_of_pairs_is_bonett_and_prices_of_their_counts(both, more, fewer, neither):
+    pairs = both + more + fewer + neither
+    differences = np.repeat([0.0, 1.0, -1.0, 0.0], [both, more, fewer, neither])
+    one, other = (more + 1) / (pairs + 2), (fewer + 1) / (pairs + 2)
+    half = 1.959964 * ((one + other - (one - other) ** 2) / (pairs + 2)) ** 0.5
+    got = paired(differences)
+    assert (got.value, got.of) == ((more - fewer) / pairs, pairs)
+    assert (got.low, got.high) == pytest.approx((one - other - half, min(1, one - other + half)))
+
+
+def test_the_interval_of_few_pairs_covers_the_truth_nineteen_times_of_twenty():
+    random = np.random.default_rng(0)
+    for rates in ((0.4, 0.1), (0.2, 0.2), (0.05, 0.0)):
+        drawn = random.choice([1.0, -1.0, 0.0], (1000, 16), p=[*rates, 1 - sum(rates)])
+        found = [paired(row) for row in drawn]
+        assert np.mean([e.low <= rates[0] - rates[1] <= e.high for e in found]) >= 0.93
 
 
 def by_row(outcomes: NDArray[Any]) -> NDArray[np.int64]:

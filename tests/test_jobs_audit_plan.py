@@ -76,6 +76,15 @@ def test_recipients_are_right_and_spread_over_the_classes():
     assert counts.max() - counts.min() <= 1
 
 
+def test_of_the_recipients_some_are_left_that_are_no_rivals():
+    found = of_part(part(800), seed=0)
+    pool = recipients(found)
+    for images in class_images(found):
+        apart = pool.only(pool.apart_from(images.rivals))
+        assert set(apart.rows) == set(pool.rows) - set(images.rivals.rows)
+        assert 0 < len(apart.rows) < len(pool.rows)
+
+
 def test_the_random_order_is_of_the_row_and_the_seed_alone():
     rows = np.arange(10_000)
     order = random_order(rows, 0)

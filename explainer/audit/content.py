@@ -5,8 +5,8 @@ cross-correlation (Lewis, Fast Normalized Cross-Correlation, 1995), which neithe
 contrast changes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -20,6 +20,8 @@ LEAST_CONTRAST, FLAT = 0.03, 0.02
 # Most images of a class that hold the same window; least correlation, and lead over other classes.
 MOST_ALIKE, LEAST_CORRELATION, LEAST_LEAD = 12, 0.6, 0.02
 LEAST_ALIKE = 3
+# Windows at one place are so far apart: a quarter of their side.
+ALIGNED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,48 @@ def seeds(
         rest = [Window(image, *place) for image, place in zip(members[1:], held, strict=True)]
         found.append(Seed(origin, side, (windows[number], *rest), float(scores[index])))
     return found
+
+
+def aligned(
+    origin: str,
+    side: int,
+    mine: Float[Tensor, "images 3 height width"],
+    theirs: Float[Tensor, "others 3 height width"],
+) -> list[Seed]:
+    """What images of a class hold alike at one place, best first: at most one seed a place.
+
+    With one place to look at, all images can be compared, so that a few of many are found.
+    """
+    if min(len(mine), len(theirs)) < LEAST_ALIKE:
+        return []
+    step = max(1, side // ALIGNED_STEPS)
+    found: list[Seed] = []
+    for top in range(0, mine.shape[-2] - side + 1, step):
+        ours, others = (
+            patches(images[..., top : top + side, :], side) for images in (mine, theirs)
+        )
+        for left in range(0, ours.across, step):
+            found += _at_place(origin, side, Window(0, top, left), ours, others)
+    return sorted(found, key=lambda seed: -seed.score)
+
+
+def _at_place(
+    origin: str, side: int, place: Window, ours: Patches, others: Patches
+) -> Iterator[Seed]:
+    """The best seed of one place, where one is alike; patches are those of its height."""
+    mine, theirs = ours.values[:, place.left], others.values[:, place.left]
+    similar = (mine @ mine.T).fill_diagonal_(2.0)  # comes first
+    alike = similar.topk(min(MOST_ALIKE, len(similar)), 1)
+    strange = (mine @ theirs.T).topk(2, 1).values[:, 1]
+    least = (strange + LEAST_LEAD).clamp_min(LEAST_CORRELATION)
+    counts = (alike.values >= least[:, None]).sum(1)
+    scores = alike.values[:, LEAST_ALIKE - 1] - strange
+    scores[(ours.contrast[:, place.left] < LEAST_CONTRAST) | (counts < LEAST_ALIKE)] = -1.0
+    best = int(scores.argmax())
+    if scores[best] > 0:
+        members = alike.indices[best, : int(counts[best])].tolist()
+        windows = tuple(replace(place, image=member) for member in members)
+        yield Seed(origin, side, windows, float(scores[best]))
 
 
 def _with_contrast(windows: Sequence[Window], images: Patches) -> Sequence[Window]:

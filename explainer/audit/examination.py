@@ -41,12 +41,14 @@ def examine(
     """Find a class's cues and test them; the same for the same seed.
 
     `pool` holds rightly predicted images of many classes, in which those of this class are ignored;
-    `rivals` some of the classes that it is mistaken for: a cue may tell it from these alone.
+    `rivals` some of the classes that it is mistaken for: a cue may tell it from these alone. No
+    image is in both.
     """
     others = pool.only(pool.classes != sample.target)
     explained = int(sample.explained.sum())
     evidence = ClassEvidence(sample.target, len(sample), explained, candidates=0, passes=0)
-    for count, what in ((explained, "predicted as it"), (len(others), "of other classes")):
+    strangers = len(others) + len(rivals)
+    for count, what in ((explained, "predicted as it"), (strangers, "of other classes")):
         if count < LEAST_IMAGES:
             reason = f"{count} images {what}; {LEAST_IMAGES} are needed"
             return Examination(replace(evidence, untestable=reason), ())

@@ -24,6 +24,7 @@ WORST_WINDOWS = 3
 # Most seeds of one origin and one size of window.
 MOST_SEEDS = 6
 OCCLUSION, SALIENCY, ALIKE = "occlusion", "saliency", "alike windows"
+ALIGNED = "alike at one place"
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,9 @@ class Proposer:
             ):
                 seeds = content.seeds(origin, windows, side, patches, others)
                 found += [_of(seed, screened) for seed in content.distinct(seeds, MOST_SEEDS)]
+            every = torch.nonzero(self.sample.discovery).flatten()
+            seeds = content.aligned(ALIGNED, side, mine[every], theirs)
+            found += [_of(seed, every) for seed in content.distinct(seeds, MOST_SEEDS)]
         return found
 
     def _peaks(self, images: Int[Tensor, " images"], cells: int) -> list[Window]:

@@ -43,14 +43,25 @@ def _wilson(share: float, trials: int) -> Estimate:
 def lift(treated: Outcomes, control: Outcomes, donors: Donors | None = None) -> Estimate:
     """How many more flips, or larger shares, the treatment causes: the wider of two 95% intervals.
 
-    One is that of `shift`; where all outcomes are alike it is empty, and the interval of
-    `difference`, with the recipients as trials, is not.
+    One is that of `shift`; where all outcomes are alike it is empty, and that of `paired`, with the
+    recipients as pairs, is not.
     """
     found = shift(treated * 1.0, control * 1.0, donors)
-    trials = treated.shape[1]
-    shares = difference(float(treated.mean()), trials, float(control.mean()), trials)
-    low, high = min(found.low, shares.low), max(found.high, shares.high)
-    return Estimate(found.value, low, high, found.of)
+    pairs = paired((treated * 1.0 - control).mean(0))
+    return Estimate(found.value, min(found.low, pairs.low), max(found.high, pairs.high), found.of)
+
+
+def paired(differences: Float[np.ndarray, " pairs"]) -> Estimate:
+    """The mean of differences of two shares of the same, from -1 to 1.
+
+    Its interval is Wald's with a pair more that differs each way (Bonett and Price, Adjusted Wald
+    Confidence Interval for a Difference of Binomial Proportions Based on Paired Data, 2012), which
+    Fagerland, Lydersen and Laake (2014) recommend.
+    """
+    with_two = np.append(differences, (1.0, -1.0))
+    centre, half = with_two.mean(), Z_95 * with_two.std() / with_two.size**0.5
+    low, high = max(-1.0, centre - half), min(1.0, centre + half)
+    return Estimate(float(differences.mean()), float(low), float(high), differences.size)
 
 
 def shift(

@@ -21,11 +21,11 @@ from explainer.audit.sample import ClassSample
 from explainer.audit.significance import Estimate, difference, lift, shift, wilson
 
 LEAST_TESTED = 4
-RECIPIENTS = 48
-# A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
-# return to where it was.
-RETURNS, RESTORED, NATURAL = 2, 24, (Control.OTHER_CLASS, Control.ELSEWHERE)
-REMOVED, COMPARED = 32, 20
+RECIPIENTS = 40
+# At most so many returns, two to an image where there are few. A model that has learned a sticker
+# may take noise for it: so noise is no control of the sticker's return to where it was.
+RETURNS, RETURNED, NATURAL = 2, 48, (Control.OTHER_CLASS, Control.ELSEWHERE)
+REMOVED, COMPARED = 40, 28
 # With fewer images of a class without a cue, most of them are carriers that were missed.
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
@@ -121,9 +121,10 @@ class Trial:
         into_others = self._compared(recipients, cue, donors, controls)
         natural = [control for control in controls if control in NATURAL]
         order = tested[self._order(len(tested))]
-        chosen = order[:RESTORED]
+        chosen = order[:RETURNED]
         lost = self._without(cue, chosen)
-        givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, RETURNS + 1)])
+        turns = min(RETURNS, RETURNED // len(chosen))
+        givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, turns + 1)])
         back = self._compared(lost, cue, givers, natural)
         return Paste(
             flips=share(into_others.treated.flips),
