@@ -15,7 +15,7 @@ from explainer.audit.examination import examine
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
-from explainer.audit.trial import Trial
+from explainer.audit.trial import RECIPIENTS, Trial
 from explainer.audit.verdict import Finding, Verdict, findings
 
 SIZE, GRID, PART = 96, (8, 8), 24  # pixels, tokens, and pixels across an object or a sticker
@@ -170,7 +170,7 @@ def test_no_recipient_counts_twice(others):
     strangers = Images(crops_of(backgrounds(others, seed=5)), torch.full((others,), NOTHING))
     trial = Trial(Laboratory(model, 64), sample, [strangers], torch.Generator().manual_seed(0), 0)
     evidence = trial.of(cue_of(regions, carriers, is_fixed=False))
-    assert evidence.paste.shift.of == min(others, 48)
+    assert evidence.paste.shift.of == min(others, RECIPIENTS)
 
 
 def reddened(images: Tensor, cast: Tensor) -> Tensor:

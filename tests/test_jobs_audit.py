@@ -148,7 +148,7 @@ def test_classes_that_cannot_be_tested_pass_only_where_they_are_allowed_to(finis
 
 
 def test_a_signal_ends_an_audit_which_is_resumed_to_the_same_evidence(config):
-    once = replace(config, seed=3, classes="star,gear")
+    once = replace(config, seed=3, images=24, classes="star,gear")
     whole, _ = run_audit(once)
     classes = Location(str(folder_of(once))).child("classes")
     evidence = {name: classes.child(name).read() for name in classes.names()}

@@ -176,7 +176,8 @@ class Trial:
         mine, masks, others = self._mine(chosen), self._masks(cue, chosen), self._drawn(len(chosen))
         left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others.crops))
         if cue.kind != COLOURS and _is_large(masks):
-            without = edit.take(others.crops, masks, mine.crops.flip(0))
+            # Filled with each other's: what is to be shown as needed must not come from carriers.
+            without = edit.take(others.crops, masks, others.crops.flip(0))
             control = Left.of(self.lab, others, without)
         else:
             spared = edit.spare(mine.crops, masks, others.crops, self.generator)
