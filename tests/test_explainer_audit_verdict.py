@@ -262,6 +262,19 @@ def test_one_lucky_cue_among_many_is_no_finding():
     assert among[0].q_value == pytest.approx(0.18)
 
 
+@pytest.mark.parametrize(
+    ("carriers", "p_value", "verdict"),
+    [
+        (Estimate(0.3, 0.2, 0.4, 100), 0.04, Verdict.SHORTCUT),
+        (Estimate(0.3, 0.2, 0.4, 90), 0.04, Verdict.CLEARED),
+        (Estimate(0.2, 0.1, 0.3, 200), 0.04, Verdict.CLEARED),
+        (Estimate(0.2, 0.1, 0.3, 200), 0.009, Verdict.SHORTCUT),
+    ],
+)
+def test_what_few_images_hold_wants_a_smaller_q(carriers, p_value, verdict):
+    assert judged(replace(with_paste(p_value=p_value), carrier_share=carriers)).verdict is verdict
+
+
 def test_findings_are_ordered_and_a_class_is_as_bad_as_its_worst_cue():
     mild = replace(SHORTCUT, carrier_share=Estimate(0.1, 0.0, 0.2, 100))
     compact = replace(SHORTCUT, removal=removed(drop=0.0, cost=0.0))

@@ -23,8 +23,8 @@ LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what fillin
 # these lose, and by so much, or all that they lose where that is less.
 ENOUGH_EXCESS = 0.25
 # Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
-# the class are carriers, or fewer images, the excess is to be significant.
-RARE_SHARE, RARE_CARRIERS = 0.25, 30
+# the class are carriers, or fewer images, the excess is to be significant, and q smaller.
+RARE_SHARE, RARE_CARRIERS, MOST_Q_OF_RARE = 0.25, 30, 0.01
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT = 0.75
 # A moving cue on so large a share of a class may well be what the class is.
@@ -130,7 +130,7 @@ def _on_background(
 def _on_colours(
     cue: CueEvidence, paste: Paste, removal: Removal, q_value: float
 ) -> tuple[Verdict, str]:
-    if not _is_needed(removal) or not _is_sufficient(paste, q_value):
+    if not _is_needed(removal) or not _is_sufficient(paste, q_value, MOST_Q):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     return Verdict.CONTEXT, "the colours of its images raise it in others, and it needs them"
 
@@ -140,7 +140,8 @@ def _on_content(
 ) -> tuple[Verdict, str]:
     """The rules, in the order in which they apply."""
     is_needed = _is_needed(removal)
-    if not _is_sufficient(paste, q_value) or not (is_needed or paste.lift.low > LEAST_LIFT):
+    most_q = MOST_Q_OF_RARE if _is_rare(cue) else MOST_Q
+    if not _is_sufficient(paste, q_value, most_q) or not (is_needed or paste.lift.low > LEAST_LIFT):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if _is_part_of_the_class(cue, paste, removal):
         return Verdict.CLEARED, (
@@ -165,8 +166,13 @@ def _is_needed(removal: Removal) -> bool:
     return removal.drop.value >= LEAST_DROP and max(removal.drop.low, removal.cost.low) > 0
 
 
-def _is_sufficient(paste: Paste, q_value: float) -> bool:
-    return max(paste.shift.low, paste.restored.low) > 0 and q_value < MOST_Q
+def _is_sufficient(paste: Paste, q_value: float, most_q: float) -> bool:
+    return max(paste.shift.low, paste.restored.low) > 0 and q_value < most_q
+
+
+def _is_rare(cue: CueEvidence) -> bool:
+    share = cue.carrier_share
+    return share.value < RARE_SHARE or share.value * share.of < RARE_CARRIERS
 
 
 def _is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
@@ -189,9 +195,7 @@ def _is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> b
 
 
 def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
-    share = cue.carrier_share
-    is_rare = share.value < RARE_SHARE or share.value * share.of < RARE_CARRIERS
-    if is_rare and others.excess.low <= 0:
+    if _is_rare(cue) and others.excess.low <= 0:
         return True
     drop = max(LEAST_DROP, removal.drop.value)
     too_little = others.excess.value < max(drop / 2, min(ENOUGH_EXCESS, drop))
