@@ -4,7 +4,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 from xdist.scheduler import LoadScopeScheduling
@@ -22,11 +22,14 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 # The clusters of the tests listen on this machine only and live as long as the tests.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 
+# Before `explainer`, which jaxtyping's hook loads: what is loaded meanwhile is compiled anew.
+import timm  # noqa: F401
+
 from benchmarks.weed import BUCKET, Weed, free_ports
 from jobs.config import ExecutionConfig, Exit, ExplainConfig, InputConfig, ModelConfig
 from storage.locations import Location
 
-# The demo is dear; with files in order it comes to an end before the last of the others do.
+# Files that share the demo's run, which is dear.
 OF_THE_DEMO = ("test_jobs_audit.py", "test_jobs_demo.py")
 
 
@@ -50,9 +53,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tiny models are fastest on one thread; torch is loaded by now where a test file needs it."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    """Tiny models are fastest on one thread."""
+    torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,6 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
 @pytest.fixture(scope="session")
 def enlivened() -> Callable[..., Any]:
     """Gives a model weights large enough for maps to have a shape; the same for the same model."""
-    import torch
 
     def enliven(model: Any, dtype: torch.dtype = torch.float64, scale: float = 0.25) -> Any:
         generator = torch.Generator().manual_seed(1)
@@ -125,7 +126,6 @@ def enlivened() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def random_crops() -> Callable[..., Any]:
     """Seeded uint8 crops of a model's input size."""
-    import torch
 
     def crops(model: Any, batch: int = 7) -> torch.Tensor:
         shape = (batch, 3, *model.preprocessing.input_size)
@@ -159,8 +159,6 @@ def relative_error() -> Callable[..., float]:
 
     A range under 1e-2 would prove nothing and fails.
     """
-    import torch
-
     from explainer.reference import log_odds
 
     def error(got: Any, logits: torch.Tensor, score: str = "log_odds") -> float:
