@@ -38,7 +38,7 @@ from storage.runs import FINISHED, Run, compare, open_run, with_fingerprint
 from storage.trust import named
 
 # Raised when an audit of the same images would find something else.
-AUDIT_VERSION = 4
+AUDIT_VERSION = 5
 
 
 @dataclass(frozen=True)
