@@ -18,10 +18,9 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -35,27 +34,26 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from planted_models import train
-from train_demo import ARCHITECTURE, predicted, save_model
+from train_demo import ARCHITECTURE, save_model
 
 from benchmarks.planted_cells import (
     CLEAN,
     EVERYWHERE,
     PLANTED,
     TEST_PER_CLASS,
-    TOOK,
     UNSEEN,
     Cell,
     cells_of,
     drawn,
     pixels_of,
 )
-from benchmarks.planted_pictures import CLASSES, sample
+from benchmarks.planted_pictures import CLASSES
+from benchmarks.planted_truth import compared, plant_in_map, plant_of
 from explainer import VitClassifier, explain, load_model
-from explainer.audit.evidence import CueEvidence
-from explainer.audit.examination import Examination, examine
+from explainer.audit.examination import examine
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.sample import ClassSample
-from explainer.audit.verdict import Finding, findings, worst
+from explainer.audit.verdict import findings
 from explainer.checkpoints import read_checkpoint
 from explainer.pixels import statistics
 from jobs.audit_plan import (
@@ -69,8 +67,6 @@ from jobs.audit_plan import (
 
 MODEL_ARGS = {"img_size": 96, "patch_size": 12, "embed_dim": 96, "depth": 6, "num_heads": 3}
 TRAIN_SEED, TRAIN_PER_CLASS = 1_000_000, 200
-# Least share of a token that a plant covers where it counts as the plant's.
-COVERED = 0.25
 BASE_STEPS, STEPS, BATCH = 1_500, 300, 32
 out = Console(soft_wrap=True, highlight=False)
 
@@ -179,6 +175,10 @@ class Dataset:
         labels = torch.arange(len(CLASSES)).repeat_interleave(pictures)
         return cls(pixels_of(samples), labels, covered)
 
+    def of_class(self, index: int) -> Tensor:
+        """The plants of a class's pictures [pictures, cells]."""
+        return self.planted[self.labels == index].flatten(1)
+
     def only(self, recipients: Recipients) -> Images:
         """Some of the pictures."""
         return Images(self.crops[recipients.rows], torch.from_numpy(recipients.classes))
@@ -208,13 +208,15 @@ def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> No
         examinations.append(examine(lab, sample, others, rivals, images.target))
         seconds.append(time.monotonic() - started)
     judged = findings([each.evidence for each in examinations])
-    lines = [
-        compared(examination, [f for f in judged if f.evidence is examination.evidence], data)
-        | {"model": number, "seconds": took}
-        | {"top": plant_in_map(saliency, data, examination.evidence.target)}
-        | plant_of(model, examination.evidence.target, cells.get(examination.evidence.target))
-        for examination, took in zip(examinations, seconds, strict=True)
-    ]
+    lines = []
+    for evidence, took in zip((each.evidence for each in examinations), seconds, strict=True):
+        mine, planted = data.labels == evidence.target, data.of_class(evidence.target)
+        lines.append(
+            compared(evidence, [each for each in judged if each.evidence is evidence], planted)
+            | {"model": number, "seconds": took}
+            | {"top": plant_in_map(saliency[mine].flatten(1), planted)}
+            | plant_of(model, evidence.target, cells.get(evidence.target))
+        )
     accuracy = float((predictions == data.labels).float().mean())
     out.print(f"model {number}: accuracy {accuracy:.3f}, audited in {sum(seconds):.0f} s")
     results = folder if pictures == TEST_PER_CLASS else folder / str(pictures)
@@ -243,73 +245,6 @@ def sample_of(data: Dataset, saliency: Tensor, images: ClassImages) -> ClassSamp
         torch.from_numpy(images.explained),
         torch.from_numpy(images.discovery),
     )
-
-
-def compared(examination: Examination, judged: list[Finding], data: Dataset) -> dict[str, Any]:
-    """What the audit says of a class, beside where its plant is."""
-    evidence = examination.evidence
-    mine = data.planted[data.labels == evidence.target].flatten(1)
-    return {
-        "target": evidence.target,
-        "verdict": str(worst(judged)[evidence.target]),
-        "severity": judged[0].severity,
-        "cues": [compared_cue(each, cue, mine) for each in judged if (cue := each.of_cue)],
-    } | {name: getattr(evidence, name) for name in ("candidates", "passes", "explained")}
-
-
-def compared_cue(finding: Finding, cue: CueEvidence, planted: Tensor) -> dict[str, Any]:
-    """A cue, and how well its carriers and their cells agree with the plant's [images, cells]."""
-    held, cells = torch.zeros(len(planted), dtype=torch.bool), torch.zeros_like(planted) > 0
-    for carrier in cue.carriers:
-        held[carrier.image] = True
-        cells[carrier.image, list(carrier.cells)] = True
-    truth, true_cells = planted.amax(1) > 0, planted >= COVERED
-    both = held & truth
-    common, either = (cells & true_cells)[both].sum(1), (cells | true_cells)[both].sum(1)
-    return {
-        "verdict": str(finding.verdict),
-        "origin": cue.origin,
-        "kind": cue.kind,
-        "is_fixed": cue.is_fixed,
-        "carriers": len(cue.carriers),
-        "q": finding.q_value,
-        "lift": None if cue.paste is None else asdict(cue.paste.lift),
-        "shift": None if cue.paste is None else asdict(cue.paste.shift),
-        "restored": None if cue.paste is None else asdict(cue.paste.restored),
-        "drop": None if cue.removal is None else asdict(cue.removal.drop),
-        "cost": None if cue.removal is None else asdict(cue.removal.cost),
-        "others": None if cue.others is None else asdict(cue.others),
-        "f1": 2 * int(both.sum()) / max(1, int(held.sum() + truth.sum())),
-        "iou": float((common / either.clamp_min(1)).mean()) if both.any() else None,
-    }
-
-
-def plant_in_map(saliency: Tensor, data: Dataset, index: int) -> float | None:
-    """Share of a plant's tokens among a map's top tenth, or of that where the plant is larger.
-
-    Over carriers; None without any. Confounder sensitivity in the sense of Sun et al. 2023.
-    """
-    chosen = (data.labels == index) & (data.planted.flatten(1).amax(1) > 0)
-    if not chosen.any():
-        return None
-    maps, planted = saliency[chosen].flatten(1), data.planted[chosen].flatten(1) >= COVERED
-    count = maps.shape[1] // 10
-    top = torch.zeros_like(planted).scatter_(1, maps.topk(count).indices, value=True)
-    size = planted.sum(1).clamp(1, count)
-    return float(((top & planted).sum(1) / size).mean())
-
-
-def plant_of(model: VitClassifier, index: int, cell: Cell | None) -> dict[str, Any]:
-    """What was planted in a class, and whether it took: accuracy with it and without it."""
-    if cell is None:
-        return {"plant": None}
-    shares = {}
-    for name, plant in (("with", cell.plant), ("without", None)):
-        samples = [sample(index, seed, plant) for seed in range(TEST_PER_CLASS)]
-        crops = pixels_of(samples)
-        shares[name] = float((predicted(model.vit, crops) == index).float().mean())
-    took = shares["with"] - shares["without"] >= TOOK
-    return {"plant": asdict(cell.plant), "rate": cell.rate, "accuracy": shares, "took": took}
 
 
 if __name__ == "__main__":
