@@ -4,9 +4,8 @@
 
 A class is flagged where its verdict is `shortcut`, `compact cue` or `context`. Totals are over the
 plants that took and over all; clean classes are those without a plant of all planted models, icons
-left out, which are decoys. A class's score is that of its best cue: its drop, less the lower end
-of its deficit where it has one, less one where it is not sufficient, less one where it costs
-nothing, and one more where its verdict flags it.
+left out, which are decoys. A class's score is the place that the audit gives it: first what it
+flags, then the severity of its cues.
 """
 
 import argparse
@@ -23,13 +22,21 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.planted_cells import CLEAN, EVERYWHERE, HELD_OUT, LOOKED_AT, PLANTED, UNSEEN
+from benchmarks.planted_cells import (
+    CLEAN,
+    EVERYWHERE,
+    HELD_OUT,
+    LOOKED_AT,
+    PLANTED,
+    TEST_PER_CLASS,
+    UNSEEN,
+)
 from benchmarks.planted_pictures import CLASSES, ICONS, LOCAL
 from explainer.audit.significance import wilson
 from explainer.audit.statistics import as_shares, auc, largest_z, summary
-from explainer.audit.verdict import MOST_Q
+from explainer.audit.verdict import LEAST_RIGHT
 
-WITHOUT_CUE = -3.0
+WITHOUT_CUE = -1.0
 FLAGGED = ("shortcut", "compact cue: look at it", "context")
 NEIGHBOURS, MOST_CLUSTERS = 10, 8
 BASELINES = {
@@ -81,14 +88,13 @@ def read(folder: Path, number: int) -> list[Row]:
 
 
 def score(cue: Row) -> float:
-    """How strong the evidence on a cue is; that of one that could not be tested is none."""
+    """Its severity (explainer/audit/verdict.py), and one more where its verdict flags its class."""
     if cue["drop"] is None:
         return WITHOUT_CUE
-    deficit = cue["others"]["deficit"]["low"] if cue["others"] else 0.0
-    least = max(cue["shift"]["low"], cue["restored"]["low"])
-    is_sufficient = least > 0 and cue["q"] < MOST_Q
-    lacking = (not is_sufficient) + (cue["cost"]["low"] <= 0) - (cue["verdict"] in FLAGGED)
-    return float(cue["drop"]["value"] - max(0.0, deficit) - lacking)
+    lost = cue["drop"]["value"]
+    if cue["others"] and cue["others"]["right"] >= LEAST_RIGHT:
+        lost = min(lost, cue["others"]["excess"]["value"])
+    return cue["carriers"] / TEST_PER_CLASS * max(0.0, lost) + (cue["verdict"] in FLAGGED)
 
 
 def is_icon(row: Row) -> bool:

@@ -45,7 +45,8 @@ class Verdict(StrEnum):
 class Finding:
     """A verdict on a class, or on one of its cues, and why.
 
-    `severity`: the share of the class's images that are right only with the cue. `accuracy_without`
+    `severity`: the share of the class's images that are right only with the cue, and would not be
+    lost to the filling alone, as its other images tell where there are enough. `accuracy_without`
     is what the class's accuracy would be without the cue. A class without cues has neither.
     """
 
@@ -112,7 +113,7 @@ def _on_cue(evidence: ClassEvidence, index: int, q_value: float | None) -> Findi
         return replace(finding, verdict=Verdict.UNTESTABLE, reason=reason)
     finding = replace(
         finding,
-        severity=cue.carrier_share.value * max(0.0, cue.removal.drop.value),
+        severity=_severity(cue, cue.removal),
         accuracy_without=_accuracy_without(cue),
     )
     verdict, reason = RULES[cue.kind](cue, cue.paste, cue.removal, q_value)
@@ -209,6 +210,13 @@ def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
         f"gains at least {paste.shift.low:.2f} in other images and {paste.restored.low:.2f} where "
         f"it was (q = {q_value:.2g}), and flips at least {paste.lift.low:.2f}: too little"
     )
+
+
+def _severity(cue: CueEvidence, removal: Removal) -> float:
+    lost = removal.drop.value
+    if cue.others is not None and cue.others.right >= LEAST_RIGHT:
+        lost = min(lost, cue.others.excess.value)
+    return cue.carrier_share.value * max(0.0, lost)
 
 
 def _accuracy_without(cue: CueEvidence) -> float:
