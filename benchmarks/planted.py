@@ -64,6 +64,7 @@ from jobs.audit_plan import (
     random_order,
     recipients,
 )
+from jobs.audit_worker import LoadedRecipients
 
 MODEL_ARGS = {"img_size": 96, "patch_size": 12, "embed_dim": 96, "depth": 6, "num_heads": 3}
 TRAIN_SEED, TRAIN_PER_CLASS = 1_000_000, 200
@@ -179,9 +180,10 @@ class Dataset:
         """The plants of a class's pictures [pictures, cells]."""
         return self.planted[self.labels == index].flatten(1)
 
-    def only(self, recipients: Recipients) -> Images:
+    def recipients(self, chosen: Recipients) -> LoadedRecipients:
         """Some of the pictures."""
-        return Images(self.crops[recipients.rows], torch.from_numpy(recipients.classes))
+        images = Images(self.crops[chosen.rows], torch.from_numpy(chosen.classes))
+        return LoadedRecipients(images, chosen.rows)
 
 
 def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> None:
@@ -195,7 +197,7 @@ def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> No
     rows, labels = np.arange(len(data.labels)), data.labels.numpy()
     guessed = predictions.numpy()
     found = Candidates(rows, labels, guessed, guessed == labels, random_order(rows, 0))
-    pool = recipients(found)
+    pool = data.recipients(recipients(found))
     lab = Laboratory(model, BATCH)
     examinations, seconds = [], []
     without = [i for i in default_rng(number).permutation(len(CLASSES)).tolist() if i not in cells]
@@ -203,9 +205,9 @@ def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> No
     for images in (each for each in class_images(found) if each.target in audited):
         started = time.monotonic()
         sample = sample_of(data, saliency, images)
-        others = data.only(pool.only(pool.apart_from(images.rivals)))
-        rivals = data.only(images.rivals)
-        examinations.append(examine(lab, sample, others, rivals, images.target))
+        rivals = data.recipients(images.rivals)
+        others = pool.apart_from(rivals)
+        examinations.append(examine(lab, sample, others, rivals.images, images.target))
         seconds.append(time.monotonic() - started)
     judged = findings([each.evidence for each in examinations])
     lines = []

@@ -46,10 +46,6 @@ class Recipients:
         """Some of them."""
         return Recipients(self.rows[chosen], self.classes[chosen])
 
-    def apart_from(self, others: "Recipients") -> NDArray[np.bool_]:
-        """Which are none of the others: an image in two groups would count twice."""
-        return ~np.isin(self.rows, others.rows)
-
 
 @dataclass(frozen=True)
 class Candidates:

@@ -69,15 +69,14 @@ class LoadedClass:
 
 @dataclass(frozen=True)
 class LoadedRecipients:
-    """Images of other classes, and which they are."""
+    """Recipients that could be loaded, and the manifest's rows that they are."""
 
     images: Images
-    recipients: Recipients
+    rows: NDArray[np.int64]
 
     def apart_from(self, others: "LoadedRecipients") -> Images:
-        """Those that are none of the others."""
-        apart = self.recipients.apart_from(others.recipients)
-        return self.images.only(torch.from_numpy(apart))
+        """Those that are none of the others: an image in two groups would count twice."""
+        return self.images.only(torch.from_numpy(~np.isin(self.rows, others.rows)))
 
 
 def properties_of(part: pa.Table) -> dict[str, NDArray[np.float64]]:
@@ -179,8 +178,8 @@ class AuditWorker:
 
     def _loaded(self, recipients: Recipients) -> LoadedRecipients:
         crops, loaded = self._crops(recipients.rows)
-        those = recipients.only(loaded)
-        return LoadedRecipients(Images(crops, torch.from_numpy(those.classes)), those)
+        images = Images(crops, torch.from_numpy(recipients.classes[loaded]))
+        return LoadedRecipients(images, recipients.rows[loaded])
 
     def _crops(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
         """Crops of manifest rows, and the positions of those that could be loaded."""

@@ -120,10 +120,17 @@ def test_what_several_images_hold_comes_first_with_its_places():
 
 
 def test_flat_windows_are_no_seeds():
-    flat = torch.full((4, 3, *SIZE), 0.4)
-    patches = content.patches(flat, STICKER)
-    assert content.seeds("saliency", [Window(0, 0, 0)], STICKER, patches, patches) == []
-    assert content.aligned("alike at one place", STICKER, flat, flat) == []
+    def found(contrast: float) -> int:
+        plain = torch.full((4, 3, *SIZE), 0.4)
+        faint = plain.clone()
+        badge = sticker()
+        faint[:, :, :STICKER, :STICKER] += contrast * (badge - badge.mean()) / badge.std()
+        mine, theirs = (content.patches(images, STICKER) for images in (faint, plain))
+        by_window = content.seeds("saliency", [Window(0, 0, 0)], STICKER, mine, theirs)
+        return len(by_window) * len(content.aligned("alike at one place", STICKER, faint, plain))
+
+    assert found(0.024) == 0
+    assert found(0.04) > 0
 
 
 def test_what_few_images_hold_at_one_place_comes_first_with_all_of_them():

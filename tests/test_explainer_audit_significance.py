@@ -59,8 +59,8 @@ def test_the_interval_of_a_difference_is_the_published_one(
 
 @pytest.mark.parametrize(
     ("both", "more", "fewer", "neither"),
-    # Fagerland, Lydersen and Laake, Statistical Analysis of Contingency Tables (2017), chapter 8:
-    # airways before and after a transplantation, and responses before and after a therapy.
+    # The first two are examples of Fagerland, Lydersen and Laake, Statistical Analysis of
+    # Contingency Tables (2017), chapter 8; all bounds are by the formula over counts that is there.
     [(1, 1, 7, 12), (59, 6, 16, 80), (0, 30, 0, 0), (10, 0, 0, 10)],
 )
 def test_the_interval_of_pairs_is_bonett_and_prices_of_their_counts(both, more, fewer, neither):

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from explainer import VitClassifier, load_model
 from explainer.audit import colours
-from explainer.audit.cues import Cue
+from explainer.audit.cues import Cue, background
 from explainer.audit.examination import examine
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.patterns import correlation
@@ -93,11 +93,19 @@ def sample_of(model: VitClassifier, images: Tensor) -> ClassSample:
     return ClassSample(CLASS, crops, maps, right, torch.arange(len(crops)) % 2 == 0)
 
 
+def strangers(of: slice = slice(None)) -> Images:
+    crops = crops_of(backgrounds(OTHERS, seed=5))[of]
+    return Images(crops, torch.full((len(crops),), NOTHING))
+
+
+POOL, RIVALS = slice(0, None, 2), slice(1, None, 2)
+
+
 def judged(model: VitClassifier, sample: ClassSample, cue: Cue) -> Finding:
-    others = Images(crops_of(backgrounds(OTHERS, seed=5)), torch.full((OTHERS,), NOTHING))
     generator = torch.Generator().manual_seed(0)
-    evidence = Trial(Laboratory(model, 64), sample, [others], generator, seed=0).of(cue)
-    of_class = examine(Laboratory(model, 64), sample, others, others, seed=0).evidence
+    evidence = Trial(Laboratory(model, 64), sample, [strangers()], generator, seed=0).of(cue)
+    lab = Laboratory(model, 64)
+    of_class = examine(lab, sample, strangers(POOL), strangers(RIVALS), seed=0).evidence
     return findings([replace(of_class, cues=(evidence,))])[0]
 
 
@@ -145,11 +153,13 @@ def test_a_place_that_others_need_as_much_holds_the_object():
     assert finding.of_cue.removal.drop.value == pytest.approx(1)
     assert finding.of_cue.paste.restored.low > 4
     assert finding.of_cue.others.excess.value == pytest.approx(0)
-    # It flips other classes' images, as a whole object does: a person has to look.
+    assert finding.verdict is Verdict.CLEARED
+    # Content that moves may lie on the object; where it alone flips others, a person has to look.
     assert finding.of_cue.paste.lift.low > 0.25
-    assert finding.verdict is Verdict.SHORTCUT
-    weaker = replace(finding.of_cue.paste, lift=replace(finding.of_cue.paste.lift, low=0.2))
-    weaker_cue = replace(finding.of_cue, paste=weaker)
+    moving = replace(finding.of_cue, is_fixed=False)
+    assert findings([replace(finding.evidence, cues=(moving,))])[0].verdict is Verdict.SHORTCUT
+    weaker = replace(moving.paste, lift=replace(moving.paste.lift, low=0.2))
+    weaker_cue = replace(moving, paste=weaker)
     assert findings([replace(finding.evidence, cues=(weaker_cue,))])[0].verdict is Verdict.CLEARED
 
 
@@ -187,13 +197,24 @@ def test_a_cast_of_colour_is_context_and_its_carriers_are_those_that_have_it():
     cast = torch.arange(IMAGES) % 3 > 0
     model = by_rule(by_redness)
     sample = sample_of(model, reddened(backgrounds(IMAGES, seed=1), cast))
-    others = Images(crops_of(backgrounds(OTHERS, seed=5)), torch.full((OTHERS,), NOTHING))
-    examination = examine(Laboratory(model, 64), sample, others, others, seed=0)
+    lab = Laboratory(model, 64)
+    examination = examine(lab, sample, strangers(POOL), strangers(RIVALS), seed=0)
     (number,) = (i for i, cue in enumerate(examination.cues) if cue.kind == "colours")
     assert (examination.cues[number].carriers == cast).float().mean() >= 0.9
     (finding,) = (f for f in findings([examination.evidence]) if f.cue == number)
     assert finding.verdict is Verdict.CONTEXT
     assert finding.of_cue.removal.drop.low > 0.5
+
+
+def test_what_stands_beside_a_large_removal_gets_nothing_from_carriers():
+    model = by_rule(by_redness)
+    red = reddened(backgrounds(IMAGES, seed=1), torch.ones(IMAGES, dtype=torch.bool))
+    sample = sample_of(model, red)
+    trial = Trial(Laboratory(model, 64), sample, [strangers()], torch.Generator(), 0)
+    removal = trial.of(background(sample)).removal
+    assert removal.elsewhere == 1
+    assert removal.without < 0.6  # of two fills one extends the red middle
+    assert removal.drop.low > 0.2
 
 
 def test_images_as_others_in_colour_have_no_cast():

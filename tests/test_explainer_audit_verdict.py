@@ -68,10 +68,7 @@ def test_sufficient_needed_content_on_part_of_a_class_is_a_shortcut():
     assert finding.reason == (
         "the same content at varying places is sufficient, and its carriers need it"
     )
-    assert finding.severity == pytest.approx(0.5 * 0.4)  # of 0.5 the filling alone loses 0.1
-    few = replace(SHORTCUT.others, right=7)
-    for others in (few, None):
-        assert judged(replace(SHORTCUT, others=others)).severity == pytest.approx(0.5 * 0.5)
+    assert finding.severity == pytest.approx(0.5 * 0.5)
     assert finding.accuracy_without == pytest.approx(0.5 * 1.0 * 0.5 + 0.5 * 0.6)
     assert judged(replace(SHORTCUT, is_fixed=True)).reason.startswith("the same content at the")
 
@@ -79,6 +76,17 @@ def test_sufficient_needed_content_on_part_of_a_class_is_a_shortcut():
 def removed(drop: float, cost: float) -> Removal:
     """`drop` is the mean, `cost` the lower end."""
     return Removal(0.9, 1.0, Estimate(drop, -0.2, 0.2, 32), Estimate(cost + 1, cost, 3.0, 32), 32)
+
+
+def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
+    placed = replace(SHORTCUT, is_fixed=True)  # of 0.5 the filling alone loses 0.1
+    assert judged(placed).severity == pytest.approx(0.5 * 0.4)
+    for others in (replace(SHORTCUT.others, right=7), None):  # too few to tell
+        assert judged(replace(placed, others=others)).severity == pytest.approx(0.5 * 0.5)
+    half_right = replace(placed, accuracy_of_carriers=Estimate(0.5, 0.4, 0.6, 50))
+    assert judged(half_right).severity == pytest.approx(0.5 * 0.5 * 0.4)
+    # What moves may lie on the object, which the filling damages in other images, too.
+    assert judged(with_others(excess=about(0.0))).severity == pytest.approx(0.5 * 0.5)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +277,7 @@ def test_one_lucky_cue_among_many_is_no_finding():
     ("carriers", "p_value", "verdict"),
     [
         (Estimate(0.3, 0.2, 0.4, 100), 0.04, Verdict.SHORTCUT),
+        (Estimate(30 / 104, 0.2, 0.4, 104), 0.04, Verdict.SHORTCUT),  # 29.999... by its product
         (Estimate(0.3, 0.2, 0.4, 90), 0.04, Verdict.CLEARED),
         (Estimate(0.2, 0.1, 0.3, 200), 0.04, Verdict.CLEARED),
         (Estimate(0.2, 0.1, 0.3, 200), 0.009, Verdict.SHORTCUT),

@@ -3,8 +3,18 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
-from jobs.audit_plan import Candidates, class_images, of_part, random_order, recipients
+from explainer.audit.interventions import Images
+from jobs.audit_plan import (
+    Candidates,
+    Recipients,
+    class_images,
+    of_part,
+    random_order,
+    recipients,
+)
+from jobs.audit_worker import LoadedRecipients
 
 
 def part(rows: int, seed: int = 0) -> pa.Table:
@@ -78,11 +88,17 @@ def test_recipients_are_right_and_spread_over_the_classes():
 
 def test_of_the_recipients_some_are_left_that_are_no_rivals():
     found = of_part(part(800), seed=0)
-    pool = recipients(found)
+    pool = loaded(recipients(found))
     for images in class_images(found):
-        apart = pool.only(pool.apart_from(images.rivals))
-        assert set(apart.rows) == set(pool.rows) - set(images.rivals.rows)
-        assert 0 < len(apart.rows) < len(pool.rows)
+        apart = pool.apart_from(loaded(images.rivals))
+        assert set(apart.classes.tolist()) == set(pool.rows) - set(images.rivals.rows)
+        assert 0 < len(apart) < len(pool.rows)
+
+
+def loaded(chosen: Recipients) -> LoadedRecipients:
+    """Without pixels; each has its row for a class, to be known by."""
+    crops = torch.empty(len(chosen.rows), 3, 0, 0, dtype=torch.uint8)
+    return LoadedRecipients(Images(crops, torch.from_numpy(chosen.rows)), chosen.rows)
 
 
 def test_the_random_order_is_of_the_row_and_the_seed_alone():

@@ -5,7 +5,7 @@ cross-correlation (Lewis, Fast Normalized Cross-Correlation, 1995), which neithe
 contrast changes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,8 +90,9 @@ def patches(images: Float[Tensor, "images 3 height width"], side: int) -> Patche
 def seeds(
     origin: str, windows: Sequence[Window], side: int, mine: Patches, theirs: Patches
 ) -> list[Seed]:
-    """What images of a class hold of some of their windows, best first; flat ones are left out.
+    """What images of a class hold of some of their windows, best first.
 
+    Left out is what is flat, and what LEAST_ALIKE images do not hold alike.
     `mine` are patches of the class, which `windows` lie in; `theirs` of other classes.
     """
     windows = _with_contrast(windows, mine)
@@ -132,18 +133,24 @@ def aligned(
         return []
     step = max(1, side // ALIGNED_STEPS)
     found: list[Seed] = []
-    for top in range(0, mine.shape[-2] - side + 1, step):
+    for top in steps(mine.shape[-2] - side, step):
         ours, others = (
             patches(images[..., top : top + side, :], side) for images in (mine, theirs)
         )
-        for left in range(0, ours.across, step):
-            found += _at_place(origin, side, Window(0, top, left), ours, others)
+        at_places = (
+            _at_place(origin, side, Window(0, top, left), ours, others)
+            for left in steps(ours.across - 1, step)
+        )
+        found += [seed for seed in at_places if seed is not None]
     return sorted(found, key=lambda seed: -seed.score)
 
 
-def _at_place(
-    origin: str, side: int, place: Window, ours: Patches, others: Patches
-) -> Iterator[Seed]:
+def steps(last: int, step: int) -> list[int]:
+    """From 0 to the last by steps, the last one shorter where they do not fit."""
+    return [*range(0, last, step), last]
+
+
+def _at_place(origin: str, side: int, place: Window, ours: Patches, others: Patches) -> Seed | None:
     """The best seed of one place, where one is alike; patches are those of its height."""
     mine, theirs = ours.values[:, place.left], others.values[:, place.left]
     similar = (mine @ mine.T).fill_diagonal_(2.0)  # comes first
@@ -154,10 +161,11 @@ def _at_place(
     scores = alike.values[:, LEAST_ALIKE - 1] - strange
     scores[(ours.contrast[:, place.left] < LEAST_CONTRAST) | (counts < LEAST_ALIKE)] = -1.0
     best = int(scores.argmax())
-    if scores[best] > 0:
-        members = alike.indices[best, : int(counts[best])].tolist()
-        windows = tuple(replace(place, image=member) for member in members)
-        yield Seed(origin, side, windows, float(scores[best]))
+    if scores[best] <= 0:
+        return None
+    members = alike.indices[best, : int(counts[best])].tolist()
+    windows = tuple(replace(place, image=member) for member in members)
+    return Seed(origin, side, windows, float(scores[best]))
 
 
 def _with_contrast(windows: Sequence[Window], images: Patches) -> Sequence[Window]:

@@ -53,7 +53,9 @@ def examine(
             reason = f"{count} images {what}; {LEAST_IMAGES} are needed"
             return Examination(replace(evidence, untestable=reason), ())
     before, generator = lab.passes, torch.Generator().manual_seed(seed)
-    groups = [group for group in (others, rivals) if len(group)]
+    groups = [others, rivals]
+    if min(len(group) for group in groups) < LEAST_IMAGES:
+        groups = [Images.joined(groups)]  # as many of each would repeat a few
     found = _candidates(lab, sample, Images.joined(groups), generator)
     trial = Trial(lab, sample, groups, generator, seed)
     chosen = _promising(trial, found)

@@ -87,7 +87,11 @@ class Proposer:
         """The windows of each image whose occlusion costs the class most log-odds."""
         rows, columns = self.sample.grid
         corners = torch.tensor(
-            [(r, c) for r in _steps(rows, cells) for c in _steps(columns, cells)]
+            [
+                (row, column)
+                for row in content.steps(rows - cells, cells)
+                for column in content.steps(columns - cells, cells)
+            ]
         )
         masks = regions.to_pixels(
             regions.windows(corners, cells, self.sample.grid), self.sample.size
@@ -120,8 +124,3 @@ def _of(seed: Seed, images: Int[Tensor, " screened"]) -> Seed:
     """A seed whose windows number the class's images, not the screened ones."""
     windows = tuple(Window(int(images[w.image]), w.top, w.left) for w in seed.windows)
     return Seed(seed.origin, seed.side, windows, seed.score)
-
-
-def _steps(cells: int, side: int) -> list[int]:
-    """Where windows begin that cover an axis, the last at its end."""
-    return [*range(0, cells - side, side), cells - side]

@@ -1,7 +1,7 @@
 """Search images for a template at every place, by Fourier transforms of the images made once.
 
-One template is an inner loop of one output channel, at which convolutions are slow on a CPU: this
-is some twenty times as fast.
+A convolution with one template has one output channel, at which it is slow on a CPU: this took a
+third to a twentieth of its time.
 """
 
 from dataclasses import dataclass

@@ -135,9 +135,12 @@ def sign_flip(differences: Float[np.ndarray, " units"], seed: int) -> float:
 def _signs(units: int, seed: int) -> NDArray[np.float64]:
     if units <= EXACT_UNITS:
         codes = np.arange(2**units)[:, None] >> np.arange(units)[None, :]
-        return np.where(codes & 1, -1.0, 1.0)
-    drawn = np.random.default_rng(seed).choice([-1.0, 1.0], (2**EXACT_UNITS - 1, units))
-    return np.concatenate([np.ones((1, units)), drawn])
+        signs = np.where(codes & 1, -1.0, 1.0)
+    else:
+        drawn = np.random.default_rng(seed).choice([-1.0, 1.0], (2**EXACT_UNITS - 1, units))
+        signs = np.concatenate([np.ones((1, units)), drawn])
+    signs.flags.writeable = False
+    return signs
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:

@@ -24,7 +24,7 @@ LEAST_TESTED = 4
 RECIPIENTS = 40
 # At most so many returns, two to an image where there are few. A model that has learned a sticker
 # may take noise for it: so noise is no control of the sticker's return to where it was.
-RETURNS, RETURNED, NATURAL = 2, 48, (Control.OTHER_CLASS, Control.ELSEWHERE)
+MOST_RETURNS, RETURNS_OF_EACH, NATURAL = 48, 2, (Control.OTHER_CLASS, Control.ELSEWHERE)
 REMOVED, COMPARED = 40, 28
 # With fewer images of a class without a cue, most of them are carriers that were missed.
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
@@ -121,9 +121,9 @@ class Trial:
         into_others = self._compared(recipients, cue, donors, controls)
         natural = [control for control in controls if control in NATURAL]
         order = tested[self._order(len(tested))]
-        chosen = order[:RETURNED]
+        chosen = order[:MOST_RETURNS]
         lost = self._without(cue, chosen)
-        turns = min(RETURNS, RETURNED // len(chosen))
+        turns = min(RETURNS_OF_EACH, MOST_RETURNS // len(chosen))
         givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, turns + 1)])
         back = self._compared(lost, cue, givers, natural)
         return Paste(
@@ -173,21 +173,39 @@ class Trial:
 
     def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Removal:
         edit, chosen = edit_of(cue), carriers[self._order(len(carriers))][:REMOVED]
+        if cue.kind != COLOURS and _is_large(self._masks(cue, chosen)):
+            return self._removal_of_most(cue, chosen)
         mine, masks, others = self._mine(chosen), self._masks(cue, chosen), self._drawn(len(chosen))
         left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others.crops))
-        if cue.kind != COLOURS and _is_large(masks):
-            # Filled with each other's: what is to be shown as needed must not come from carriers.
-            without = edit.take(others.crops, masks, others.crops.flip(0))
-            control = Left.of(self.lab, others, without)
-        else:
-            spared = edit.spare(mine.crops, masks, others.crops, self.generator)
-            control = Left.of(self.lab, mine, spared)
+        spared = edit.spare(mine.crops, masks, others.crops, self.generator)
+        control = Left.of(self.lab, mine, spared)
         return Removal(
             without=float(left.kept.mean()),
             elsewhere=float(control.kept.mean()),
             drop=lift(control.kept, left.kept),
             cost=shift(control.log_odds, left.log_odds),
             images=len(chosen),
+        )
+
+    def _removal_of_most(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Removal:
+        """Of a large region, which leaves no elsewhere: beside as much of other classes' images.
+
+        Each of these gets the next one's pixels, so that what is to be shown as needed does not
+        come from carriers.
+        """
+        others = self._different(len(carriers))
+        carriers = carriers[: len(others)]
+        edit, mine, masks = edit_of(cue), self._mine(carriers), self._masks(cue, carriers)
+        left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others.crops))
+        without = edit.take(others.crops, masks, others.crops.roll(1, 0))
+        control = Left.of(self.lab, others, without)
+        kept, lost = float(control.kept.mean()), float(left.kept.mean())
+        return Removal(
+            without=lost,
+            elsewhere=kept,
+            drop=difference(kept, len(others), lost, len(carriers)),
+            cost=shift(control.log_odds, left.log_odds),
+            images=len(carriers),
         )
 
     def _others(self, cue: Cue) -> Others | None:
@@ -239,7 +257,7 @@ class Trial:
         """At most so many recipients, of all groups alike, none twice: each counts as one."""
         share = -(-count // len(self.recipients))
         drawn = [group.only(self._order(len(group))[:share]) for group in self.recipients]
-        return Images.joined(drawn)
+        return Images.joined(drawn).only(torch.arange(min(count, sum(len(each) for each in drawn))))
 
     def _order(self, count: int) -> Int[Tensor, " count"]:
         return torch.randperm(count, generator=self.generator)

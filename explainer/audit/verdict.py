@@ -17,7 +17,7 @@ from explainer.audit.significance import benjamini_hochberg
 
 LEAST_LIFT, LEAST_DROP = 0.10, 0.10
 MOST_Q = 0.05
-LIFT_ALONE = 0.25  # a cue that flips so many more images needs no object beside it
+LIFT_ALONE = 0.25  # a moving cue that flips so many more images needs no object beside it
 LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what filling costs them
 # Filling a cue's places is to cost the class's other images less than carriers by half of what
 # these lose, and by so much, or all that they lose where that is less.
@@ -46,7 +46,7 @@ class Finding:
     """A verdict on a class, or on one of its cues, and why.
 
     `severity`: the share of the class's images that are right only with the cue, and would not be
-    lost to the filling alone, as its other images tell where there are enough. `accuracy_without`
+    lost to the filling alone, as its other images tell where they can. `accuracy_without`
     is what the class's accuracy would be without the cue. A class without cues has neither.
     """
 
@@ -113,7 +113,7 @@ def _on_cue(evidence: ClassEvidence, index: int, q_value: float | None) -> Findi
         return replace(finding, verdict=Verdict.UNTESTABLE, reason=reason)
     finding = replace(
         finding,
-        severity=_severity(cue, cue.removal),
+        severity=_severity(cue, cue.paste, cue.removal),
         accuracy_without=_accuracy_without(cue),
     )
     verdict, reason = RULES[cue.kind](cue, cue.paste, cue.removal, q_value)
@@ -173,26 +173,30 @@ def _is_sufficient(paste: Paste, q_value: float, most_q: float) -> bool:
 
 def _is_rare(cue: CueEvidence) -> bool:
     share = cue.carrier_share
-    return share.value < RARE_SHARE or share.value * share.of < RARE_CARRIERS
+    return share.value < RARE_SHARE or round(share.value * share.of) < RARE_CARRIERS
 
 
 def _is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the class's other images tell that the object goes with the cue.
 
     They are right more often than carriers that lost it, significantly or by most of what the
-    carriers lose; or the same places, filled, cost them as much, unless the cue alone makes other
-    classes' images the class.
+    carriers lose; or the same places, filled, cost them as much. Content that moves may lie on the
+    object, which filling damages too: it is none of it where it alone makes other classes' images
+    the class.
     """
     others = cue.others
     if others is None:
         return False
     lost = cue.accuracy_of_carriers.value * removal.drop.value
-    is_alone = _is_needed(removal) and paste.lift.low > LIFT_ALONE
     return (
         others.deficit.low > 0
         or others.deficit.value > max(LEAST_DROP, OBJECT_DEFICIT * lost)
-        or (_lose_as_much(cue, others, removal) and not is_alone)
+        or (_lose_as_much(cue, others, removal) and not _is_alone(cue, paste, removal))
     )
+
+
+def _is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
+    return not cue.is_fixed and _is_needed(removal) and paste.lift.low > LIFT_ALONE
 
 
 def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
@@ -212,11 +216,11 @@ def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
     )
 
 
-def _severity(cue: CueEvidence, removal: Removal) -> float:
-    lost = removal.drop.value
-    if cue.others is not None and cue.others.right >= LEAST_RIGHT:
-        lost = min(lost, cue.others.excess.value)
-    return cue.carrier_share.value * max(0.0, lost)
+def _severity(cue: CueEvidence, paste: Paste, removal: Removal) -> float:
+    lost, others = removal.drop.value, cue.others
+    if others and others.right >= LEAST_RIGHT and not _is_alone(cue, paste, removal):
+        lost = min(lost, others.excess.value)
+    return cue.carrier_share.value * cue.accuracy_of_carriers.value * max(0.0, lost)
 
 
 def _accuracy_without(cue: CueEvidence) -> float:
