@@ -179,6 +179,7 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
             replace(  # few images may be alike by chance, so the excess is to be significant
                 rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16), right=4),
                 carrier_share=Estimate(0.24, 0.2, 0.3, 100),
+                accuracy_of_others=Estimate(0.8, 0.7, 0.9, 50),
             ),
             Verdict.CLEARED,
             PART,
@@ -187,9 +188,19 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
             replace(
                 rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16)),
                 carrier_share=Estimate(0.48, 0.4, 0.6, 60),
+                accuracy_of_others=Estimate(0.8, 0.7, 0.9, 50),
             ),
             Verdict.CLEARED,
             PART,
+        ),
+        (
+            replace(  # or that carriers are right more often, as others are hardly ever
+                rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16), right=4),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
+                accuracy_of_others=Estimate(0.79, 0.69, 0.89, 50),
+            ),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
             replace(

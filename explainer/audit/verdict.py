@@ -23,7 +23,8 @@ LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what fillin
 # these lose, and by so much, or all that they lose where that is less.
 ENOUGH_EXCESS = 0.25
 # Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
-# the class are carriers, or fewer images, the excess is to be significant, and q smaller.
+# the class are carriers, or fewer images, the excess is to be significant, or that carriers are
+# right more often than the others, and q smaller.
 RARE_SHARE, RARE_CARRIERS, MOST_Q_OF_RARE = 0.25, 30, 0.01
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT = 0.75
@@ -200,7 +201,8 @@ def _is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 
 
 def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
-    if _is_rare(cue) and others.excess.low <= 0:
+    helps = cue.accuracy_of_carriers.low > cue.accuracy_of_others.high
+    if _is_rare(cue) and others.excess.low <= 0 and not helps:
         return True
     drop = max(LEAST_DROP, removal.drop.value)
     too_little = others.excess.value < max(drop / 2, min(ENOUGH_EXCESS, drop))
