@@ -27,7 +27,7 @@ from storage.selection import Condition, Selection
 from storage.trust import LOCAL_SCHEMES, SCHEMES, check_scheme, is_public, named
 
 STATUSES = {"ok", "truncated", "undecodable", "too_large"}
-FETCHED = {"ok", "missing", "denied", "unsupported", "too_large"}
+FETCHED = {"ok", "missing", "denied", "unsupported", "undecodable", "too_large"}
 MODEL = Preprocessing((48, 48), (0.48, 0.45, 0.4), (0.27, 0.26, 0.29), 0.875, "center", "bicubic")
 _HOWS: dict[str, tuple[ColumnNames, Selection]] = {
     "all": (ColumnNames(), Selection()),

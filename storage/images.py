@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from storage import tars
 from storage.columns import IN_PARQUET, IN_TAR, ColumnNames
 from storage.errors import Refused
-from storage.formats import image_column
+from storage.formats import damage_is_bad_input, image_column
 from storage.locations import Location, StorageUnavailable
 from storage.shown import printable
 from storage.trust import check_remote, check_scheme, of_public_hosts, refusal
@@ -34,8 +34,8 @@ class Fetched:
     """One image's bytes, or why there are none.
 
     `status` is ok | missing | denied (by the store, or by the rules for uris) | unsupported (a
-    folder, a FIFO, an impossible url) | too_large; `error` is one line, null where the status is
-    ok.
+    folder, a FIFO, an impossible url) | undecodable (in a damaged part of a Parquet file) |
+    too_large; `error` is one line, null where the status is ok.
     """
 
     data: bytes | None
@@ -187,6 +187,10 @@ class _Group:
     rows: list[int]
 
 
+class _GroupDamaged(Exception):  # noqa: N818 - a statement about a row group
+    """Arrow cannot read what the store gave of a row group."""
+
+
 def _groups(rows: pa.Table) -> Iterator[_Group]:
     columns = (rows.column(name).to_pylist() for name in ("uri", *IN_PARQUET))
     for (uri, number), members in groupby(zip(*columns, strict=True), key=lambda row: row[:2]):
@@ -199,22 +203,41 @@ def _parquet_group(group: _Group, reading: Reading) -> Callable[[], list[Fetched
             parquet = pq.ParquetFile(file, pre_buffer=True)
             _check_group(parquet, group, location)
             name = image_column(parquet.schema_arrow, ColumnNames(uri=reading.image_column))
-            table = parquet.read_row_group(group.number, columns=[name])
+            try:
+                with damage_is_bad_input():
+                    table = parquet.read_row_group(group.number, columns=[name])
+            except ValueError as error:
+                raise _GroupDamaged(" ".join(str(error).split())) from error
         images = table.column(0)
         if pa.types.is_struct(images.type):
             images = pc.struct_field(images, "bytes")
         wanted: list[bytes | None] = images.take(pa.array(group.rows)).to_pylist()
         return wanted
 
-    def read() -> list[Fetched]:
-        images = _refused(
+    def images() -> list[bytes | None] | Fetched:
+        return _refused(
             group.uri, reading, lambda location: location.attempt(lambda: column(location))
         )
-        if isinstance(images, Fetched):
-            return [images] * len(group.rows)
-        return [_of_bytes(data, reading.max_bytes) for data in images]
+
+    def read() -> list[Fetched]:
+        try:
+            got = _again_where_damaged(images)
+        except _GroupDamaged as error:
+            told = printable(f"row group {group.number} of the file is damaged: {error}")
+            got = Fetched(None, "undecodable", told)
+        if isinstance(got, Fetched):
+            return [got] * len(group.rows)
+        return [_of_bytes(data, reading.max_bytes) for data in got]
 
     return read
+
+
+def _again_where_damaged(read: Callable[[], _T]) -> _T:
+    """A store that gave other bytes than it holds must make no rows: damage is met twice."""
+    try:
+        return read()
+    except _GroupDamaged:
+        return read()
 
 
 def _check_group(parquet: pq.ParquetFile, group: _Group, location: Location) -> None:

@@ -120,6 +120,30 @@ def test_a_parquet_file_may_hold_the_images(location: Location, column: str) -> 
     assert [each.data for each in fetched(manifest, location)] == IMAGES
 
 
+def test_images_of_a_damaged_row_group_are_undecodable_and_all_others_are_read(
+    location: Location,
+) -> None:
+    path = location.child("data", "train.parquet")
+    path.create(parquet(hugging_face([*IMAGES])))
+    manifest = read_manifest(location.child("data"))
+    data = bytearray(path.read())
+    layout = pq.ParquetFile(io.BytesIO(data)).metadata.row_group(1)
+    (pixels,) = (
+        layout.column(i)
+        for i in range(layout.num_columns)
+        if layout.column(i).path_in_schema == "image.bytes"
+    )
+    first_page = pixels.dictionary_page_offset or pixels.data_page_offset
+    data[first_page : first_page + 8] = b"\xff" * 8
+    path.delete()
+    path.create(bytes(data))
+    got = fetched(manifest, location)
+    assert [each.data for each in got if each.status == "ok"] == [*IMAGES[:4], *IMAGES[8:]]
+    assert [each.status for each in got[4:8]] == ["undecodable"] * 4
+    assert got[4].error.startswith("row group 1 of the file is damaged: ")
+    assert "\n" not in got[4].error
+
+
 def test_columns_inside_a_struct_can_be_named(tmp_path: Path) -> None:
     place = Location(str(tmp_path / "m.parquet"))
     table = hugging_face([b"a", None]).append_column("class", pa.array(["x", "y"]))
