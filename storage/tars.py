@@ -102,7 +102,8 @@ def _check_size(file: _Bounded, info: tarfile.TarInfo) -> None:
     which a shard finds out whether the tar is still the same.
     """
     is_told = True
-    if "size" in info.pax_headers:
+    # Of two headers before the member's own, `pax_headers` are the first one's alone.
+    if info.offset_data - info.offset > BLOCK:
         file.seek(info.offset_data - BLOCK)
         is_told = holds_member(file.read(BLOCK), info.size)
     if not 0 <= info.size < 2**63 or not is_told:

@@ -113,6 +113,14 @@ def pax_size(size: bytes) -> bytes:
         (header(b"\xff" * 10 + b"\xfe\0"), r"a\.jpg: its headers do not tell a size \(-512 bytes"),
         (header(b"\x80" + b"\xff" * 11), r"do not tell a size \(309485009821345068724781055 bytes"),
         (pax_size(b"100") + header(b"00000000012\0") + bytes(512), "not tell a size .100 bytes"),
+        (
+            header(b"00000000001\0", b"x")
+            + b"3".ljust(512, b"\0")  # tells nothing
+            + pax_size(b"1")
+            + header(b"00000000003\0")
+            + b"cat".ljust(512, b"\0"),
+            "not tell a size .1 bytes",
+        ),
         (header(b"77777777777\0", b"L"), "a header claims to be followed by 8589934592 bytes"),
         (header(b"\x80" + b"\xff" * 11, b"x"), "a header claims to be followed by 3094"),
         (pax_size(b"100") * 2000 + header(b"00000000000\0"), "maximum recursion depth exceeded"),
