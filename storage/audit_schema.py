@@ -21,7 +21,7 @@ def findings() -> pa.Schema:
         always("candidates", pa.int32(), "cues that were found; those with an effect were tested"),
         always("passes", pa.int32(), "images that went through the model for this class"),
         field("kind", pa.string(), "content (alike to the pixel), background or colours"),
-        field("origin", pa.string(), "saliency, occlusion, alike windows or mean edges"),
+        field("origin", pa.string(), "what proposed it, such as saliency, occlusion or mean edges"),
         field("is_fixed", pa.bool_(), "whether its carriers hold it at one place"),
         field("area", pa.float64(), "share of an image that it covers"),
         field("carriers", pa.int32(), "images that hold it, of those that were looked at"),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -187,6 +187,22 @@ class _Group:
     rows: list[int]
 
 
+class _Watched:
+    """A stream that remembers what its store raised: some raise what Arrow raises for damage."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.seek, self.tell, self.closed = stream.seek, stream.tell, False
+        self._read = stream.read
+        self.error: Exception | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._read(size)
+        except Exception as error:  # every filesystem brings its own; it is raised again
+            self.error = error
+            raise
+
+
 class _GroupDamaged(Exception):  # noqa: N818 - a statement about a row group
     """Arrow cannot read what the store gave of a row group."""
 
@@ -199,7 +215,8 @@ def _groups(rows: pa.Table) -> Iterator[_Group]:
 
 def _parquet_group(group: _Group, reading: Reading) -> Callable[[], list[Fetched]]:
     def column(location: Location) -> list[bytes | None]:
-        with location.open() as file:
+        with location.open() as stream:
+            file = _Watched(stream)
             parquet = pq.ParquetFile(file, pre_buffer=True)
             _check_group(parquet, group, location)
             name = image_column(parquet.schema_arrow, ColumnNames(uri=reading.image_column))
@@ -207,6 +224,8 @@ def _parquet_group(group: _Group, reading: Reading) -> Callable[[], list[Fetched
                 with damage_is_bad_input():
                     table = parquet.read_row_group(group.number, columns=[name])
             except ValueError as error:
+                if file.error is not None:
+                    raise file.error from None
                 raise _GroupDamaged(" ".join(str(error).split())) from error
         images = table.column(0)
         if pa.types.is_struct(images.type):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from storage.columns import ColumnNames
 from storage.images import Fetched, Reading, fetch
@@ -142,6 +145,41 @@ def test_images_of_a_damaged_row_group_are_undecodable_and_all_others_are_read(
     assert [each.status for each in got[4:8]] == ["undecodable"] * 4
     assert got[4].error.startswith("row group 1 of the file is damaged: ")
     assert "\n" not in got[4].error
+
+
+class Forbidding(MemoryFileSystem):
+    """Gives footers, and refuses the rest as gcsfs does: by an OSError like Arrow's for damage."""
+
+    protocol = "adl"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("adl://"))
+
+    def _open(self, path: str, mode: str = "rb", **how: Any) -> Any:
+        stream = io.BytesIO(self.cat_file(path))
+
+        class Stream(io.BytesIO):
+            def read(self, size: int | None = -1) -> bytes:
+                if mode == "rb" and self.tell() < 2_000_000:
+                    raise OSError("Forbidden: no access any more")
+                return super().read(size)
+
+        return Stream(stream.getvalue())
+
+
+def test_a_store_that_fails_while_a_row_group_is_read_makes_no_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(_registry, "adl", Forbidding)
+    images: list[bytes | None] = [random.Random(i).randbytes(1_000_000) for i in range(4)]
+    MemoryFileSystem().pipe_file("/f.parquet", parquet(hugging_face(images), row_group_size=2))
+    rows = pa.table(
+        {"uri": ["adl:///f.parquet"], "row_group": pa.array([0], pa.int32()),
+         "row_in_group": pa.array([1], pa.int32())}
+    )  # fmt: skip
+    with pytest.raises(StorageUnavailable, match="Forbidden: no access any more"):
+        fetch(rows, Reading({}, allow_local=True))
 
 
 def test_columns_inside_a_struct_can_be_named(tmp_path: Path) -> None:
