@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from explainer.loading import load_model
+    from explainer.methods import Method, explain
     from explainer.models import VitClassifier
     from explainer.preprocess import decode
-    from explainer.reciprocam import Explanation, Precision, PrecisionError, ReciproCam, explain
+    from explainer.reciprocam import Explanation, Precision, PrecisionError, ReciproCam
     from explainer.scores import Target
 
 __all__ = [
     "Explanation",
+    "Method",
     "Precision",
     "PrecisionError",
     "ReciproCam",
@@ -35,7 +37,8 @@ _HOMES = {
     "Target": "explainer.scores",
     "VitClassifier": "explainer.models",
     "decode": "explainer.preprocess",
-    "explain": "explainer.reciprocam",
+    "Method": "explainer.methods",
+    "explain": "explainer.methods",
     "load_model": "explainer.loading",
 }
 

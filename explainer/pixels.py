@@ -86,6 +86,15 @@ def centred(
     return crop
 
 
+def middles(resized: int, length: int, wanted: int) -> Float[np.ndarray, " wanted"]:
+    """Where along one side of an image of `length` the pixels of a crop of `wanted` have their
+    middles, once it is `resized` and cut as `centred` does; outside of it where it is shorter."""
+    overlap = _Overlap.of(resized, wanted)
+    first = overlap.source.start or 0
+    places = np.arange(wanted) - (overlap.target.start or 0) + first
+    return (places + 0.5) * (length / resized)
+
+
 @dataclass(frozen=True)
 class _Overlap:
     """Along one side: which pixels of the image go where in the crop."""

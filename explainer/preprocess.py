@@ -8,18 +8,18 @@ What `exact` decides, and how far the two ways are apart: docs/images.md.
 import io
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from explainer.pixels import KERNELS, centred, resized, rgb_pixels, statistics
+from explainer.pixels import KERNELS, centred, middles, resized, rgb_pixels, statistics
 
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -80,6 +80,24 @@ class Preprocessing:
         ratios = height / down, width / across
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
         return round(height / ratio), round(width / ratio)
+
+    def covered(
+        self, boxes: Sequence[tuple[float, float, float, float]], height: int, width: int
+    ) -> Bool[np.ndarray, "crop_height crop_width"]:
+        """Which pixels of the crop lie within boxes of an image of `height` and `width`.
+
+        Boxes are (left, top, right, bottom) in pixels of that image; a pixel is in a box where its
+        middle is.
+        """
+        resized = self.resized(height, width)
+        sides = zip(resized, (height, width), self.input_size, strict=True)
+        places = [middles(*side) for side in sides]
+        inside = np.zeros(self.input_size, bool)
+        for left, top, right, bottom in boxes:
+            down = (places[0] >= top) & (places[0] < bottom)
+            across = (places[1] >= left) & (places[1] < right)
+            inside |= down[:, None] & across
+        return inside
 
     def normalise(
         self, crops: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype

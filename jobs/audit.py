@@ -1,7 +1,6 @@
 """`saliency audit`, whole: a finished run -> sample -> examine classes -> verdicts -> findings."""
 
 import time
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,35 +18,19 @@ from jobs.config import (
     AuditConfig,
     ConfigurationError,
     Exit,
-    ExplainConfig,
-    InputConfig,
-    MethodConfig,
-    ModelConfig,
 )
 from jobs.explain import BATCH_SIZE, follow, stopping
 from jobs.findings import Report
-from jobs.options import read_options
 from jobs.plan import Shard
 from jobs.pool import Pool
-from jobs.prepare import INPUT_ERRORS, Prepared, prepare
 from jobs.progress import RunProgress
+from jobs.subject import Subject, read_subject
 from jobs.summary import Attempt, now
 from storage.audits import Audit, open_or_create_audit
 from storage.lease import Lease
-from storage.runs import FINISHED, Run, compare, open_run, with_fingerprint
-from storage.trust import named
 
 # Raised when an audit of the same images would find something else.
 AUDIT_VERSION = 5
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The finished run that is audited, with all that its images and its model need."""
-
-    run: Run
-    prepared: Prepared
-    parts_digest: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +63,7 @@ def audit(config: AuditConfig, console: Console) -> Outcome:
     Raises ConfigurationError where RUN is no finished run, or cannot be read as it was;
     FingerprintMismatch where its images or its model have changed since; RunHeld.
     """
-    subject = read_subject(config)
+    subject = read_subject(config, "an audit")
     found = candidates(subject.run, config.images, config.seed)
     plan = Plan(class_images(found), recipients(found))
     chosen = _chosen(config, plan, subject.prepared.model.class_names)
@@ -116,45 +99,6 @@ def _close(
         {"state": state, "classes_missing": missing, "seconds": attempt.seconds, "ended": now()}
     )
     return report
-
-
-def read_subject(config: AuditConfig) -> Subject:
-    """The run that is to be audited, its images and model as they were when it was explained."""
-    problems = config.problems()
-    if problems:
-        raise ConfigurationError(problems)
-    try:
-        run = open_run(named(config.run, read_options(config.output_storage)))
-        summary = run.read_summary()
-    except INPUT_ERRORS as error:
-        raise ConfigurationError([f"RUN: {error}"]) from error
-    state = None if summary is None else summary["state"]
-    if summary is None or state not in FINISHED:
-        raise ConfigurationError(
-            [
-                f"RUN: an audit needs a run whose every image is explained; {run.root} is "
-                f"{state or 'not begun'}: let `saliency explain` end first"
-            ]
-        )
-    prepared = prepare(_explained_by(config, run.description["config"]))
-    compare(run.root, run.description, with_fingerprint(prepared.description))
-    return Subject(run, prepared, summary["parts_digest"])
-
-
-def _explained_by(config: AuditConfig, stored: Mapping[str, Any]) -> ExplainConfig:
-    """The command that made a run, from its run.json, with the options of stores anew."""
-    model: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in stored["model"].items()
-    }
-    return ExplainConfig(
-        model=ModelConfig(**model),
-        out=config.run,
-        input=InputConfig(**stored["input"], storage=config.input_storage),
-        method=MethodConfig(**stored["method"]),
-        execution=config.execution,
-        output_storage=config.output_storage,
-    )
 
 
 def _chosen(config: AuditConfig, plan: Plan, names: ClassNames) -> set[int]:

@@ -1,15 +1,12 @@
 """A replica that audits classes: a Ray actor around AuditWorker, fed by loading tasks."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa
-import ray
 
 from jobs.audit_worker import AuditJob, AuditWorker
-from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
-from jobs.replica import ReplicaInfo, replica_info
+from jobs.replica import ReplicaInfo, loading, replica_info
 from jobs.worker import ShardReport
 
 
@@ -17,10 +14,7 @@ class AuditReplica:
     """Audits classes one at a time; the pool calls it as it calls a Replica."""
 
     def __init__(self, job: AuditJob, loader_cpus: float, ahead: int) -> None:
-        self.job = job
-        self.ahead = ahead
-        self.load = ray.remote(num_cpus=loader_cpus, scheduling_strategy="SPREAD")(load_batch)
-        self.worker = AuditWorker(job, self.batches)
+        self.worker = AuditWorker(job, loading(job, loader_cpus))
         self.weights_digest = job.model.digest()
 
     def ready(self) -> ReplicaInfo:
@@ -40,8 +34,3 @@ class AuditReplica:
         loaded = self.worker.load_class(rows, crashed)
         nobody = self.worker.job.recipients.only(np.arange(0))
         self.worker.examine(loaded.sample, nobody)
-
-    def batches(self, tables: Sequence[pa.Table]) -> Iterator[Batch]:
-        """The batches of some tables of manifest rows, in order; as many load as CPUs allow."""
-        given = (self.job.reading, self.job.model.preprocessing)
-        yield from ray.get([self.load.remote(table, *given) for table in tables])

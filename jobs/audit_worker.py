@@ -1,7 +1,7 @@
 """Audit one class and publish the evidence on it: a plain class that knows nothing of Ray."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory
@@ -18,8 +17,8 @@ from explainer.audit.sample import ClassSample
 from explainer.audit.statistics import ClassStatistics, class_statistics
 from jobs.audit_pictures import png
 from jobs.audit_plan import ClassImages, Recipients
-from jobs.loader import Batch
 from jobs.plan import Shard
+from jobs.row_images import Load, RowImages
 from jobs.worker import Job, ShardReport
 from storage import schema
 from storage.audits import Audit
@@ -32,7 +31,6 @@ COLUMNS_OF_PROPERTIES = (
 )  # fmt: skip
 LEAST_MAPS = 2
 PROPERTIES = (*COLUMNS_OF_PROPERTIES, "aspect")
-Load = Callable[[Sequence[pa.Table]], Iterator[Batch]]
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class AuditWorker:
     def __init__(self, job: AuditJob, load: Load) -> None:
         if job.threads is not None:
             torch.set_num_threads(job.threads)
-        self.job, self.load = job, load
+        self.job, self.images = job, RowImages(job, job.shards, load)
         self.audit = Audit(job.run)
         job.model.vit.to(torch.device(job.device))
         self.lab = Laboratory(job.model, job.batch_size)
@@ -135,7 +133,7 @@ class AuditWorker:
         """
         images = self.job.classes[shard.index]
         wanted = [i for i in range(shard.start, shard.stop) if i not in skipped]
-        crops, loaded = self._crops(images.rows[wanted])
+        crops, loaded = self.images.crops(images.rows[wanted])
         if 2 * len(loaded) < len(wanted):
             raise StorageUnavailable(
                 f"{len(wanted) - len(loaded)} of {len(wanted)} images of class {images.target} "
@@ -177,39 +175,16 @@ class AuditWorker:
         return self._loaded(self.job.recipients)
 
     def _loaded(self, recipients: Recipients) -> LoadedRecipients:
-        crops, loaded = self._crops(recipients.rows)
+        crops, loaded = self.images.crops(recipients.rows)
         images = Images(crops, torch.from_numpy(recipients.classes[loaded]))
         return LoadedRecipients(images, recipients.rows[loaded])
-
-    def _crops(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
-        """Crops of manifest rows, and the positions of those that could be loaded."""
-        batches = list(self.load(self._batches(rows)))
-        ok = np.array([image.status == "ok" for batch in batches for image in batch.images])
-        height, width = self.job.model.preprocessing.input_size
-        nothing = np.empty((0, 3, height, width), np.uint8)
-        crops = np.concatenate([nothing, *(batch.crops for batch in batches)])
-        return torch.from_numpy(crops), np.flatnonzero(ok)
-
-    def _batches(self, rows: NDArray[np.int64]) -> list[pa.Table]:
-        if not len(rows):
-            return []
-        table, size = pa.concat_tables(self._manifest(rows)), self.job.batch_size
-        # Taken, not sliced: a pickled slice carries the whole table.
-        places = np.array_split(np.arange(len(table)), -(-len(table) // size))
-        return [table.take(pa.array(place)) for place in places]
-
-    def _manifest(self, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
-        """Rows of the manifest, which are rising, shard by shard."""
-        for shard, inside in self._by_shard(rows):
-            table = self.job.rows.read(shard.start, shard.stop)
-            yield table.take(pa.array(inside - shard.start))
 
     def _explained(self, rows: NDArray[np.int64], targets: NDArray[np.int64]) -> Explained:
         """What the run knows of images, each explained as a class; zeros where it has no map."""
         grid = self.job.model.grid
         maps = np.zeros((len(rows), *grid), np.float32)
         numbers = {name: np.full(len(rows), np.nan) for name in PROPERTIES}
-        for shard, inside in self._by_shard(rows):
+        for shard, inside in self.images.by_shard(rows):
             wanted = ["row", "target", "saliency", *COLUMNS_OF_PROPERTIES]
             part = self.job.audited.read_part(shard.index, wanted)
             part = part.filter(pc.is_in(part["row"], pa.array(inside)))
@@ -221,9 +196,3 @@ class AuditWorker:
             places = np.searchsorted(rows, mine["row"].to_numpy())
             maps[places] = schema.maps_to_numpy(mine["saliency"], grid)
         return Explained(maps, numbers)
-
-    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
-        starts = [shard.start for shard in self.job.shards]
-        of = np.searchsorted(starts, rows, side="right") - 1
-        for index in np.unique(of):
-            yield self.job.shards[index], rows[of == index]

@@ -11,7 +11,14 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from jobs.config import AuditConfig, ConfigurationError, Exit, ExplainConfig, StoresDownError
+from jobs.config import (
+    AuditConfig,
+    ConfigurationError,
+    EvaluateConfig,
+    Exit,
+    ExplainConfig,
+    StoresDownError,
+)
 from jobs.terminal import Terminal, plain
 
 
@@ -56,10 +63,11 @@ class Verify:
     """JSON file of fsspec options for reading the run and its manifest."""
 
 
-AnyCommand = ExplainConfig | AuditConfig | Demo | Export | Verify
+AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Verify
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
+    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -82,7 +90,7 @@ def run(command: AnyCommand) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True)
     set_ray_environment(
-        command.execution.address if isinstance(command, ExplainConfig | AuditConfig) else None
+        None if isinstance(command, Demo | Export | Verify) else command.execution.address
     )
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
@@ -126,6 +134,10 @@ def _start(command: AnyCommand, console: Console) -> Exit:
         from jobs.audit import audit
 
         return audit(command, console).code
+    if isinstance(command, EvaluateConfig):
+        from jobs.evaluate import evaluate
+
+        return evaluate(command, console)
     from jobs.explain import explain
 
     return explain(command, console)

@@ -1,5 +1,6 @@
 """What a run is asked to do: frozen records whose field comments serve --help and run.json."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Annotated, Literal
@@ -90,6 +91,9 @@ class ModelConfig:
 class MethodConfig:
     """What is explained, and how (docs/reciprocam.md)."""
 
+    name: Annotated[str, Flag(name="method")] = "reciprocam"
+    """What makes the maps: reciprocam, or what it is held against: rollout, relevance, gradcam,
+    legrad, libragrad, rise:MASKS, random, center. The options below are reciprocam's."""
     target: str = "predicted"
     """Class to explain: predicted, label, top:K or all."""
     variant: Literal["default", "paper", "authors"] = "default"
@@ -215,12 +219,7 @@ class AuditConfig:
 
     def problems(self) -> list[str]:
         """What can be told wrong from the values alone, one line each."""
-        found = []
-        for name, least in (("images", 2), ("replicas", 1), ("batch_size", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                flag = name.replace("_", "-")
-                found.append(f"--{flag} must be at least {least}; got {value}")
+        found = too_small(self, {"images": 2, "replicas": 1, "batch_size": 1, "seed": 0})
         if self.budget is not None and self.budget <= 0:
             found.append(f"--budget is in minutes, more than 0; got {self.budget:g}")
         return found
@@ -237,6 +236,83 @@ class AuditConfig:
             take_over=self.take_over,
             allow_definition=True,
         )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure how far methods' maps can be trusted, on images of a finished run and its model; the
+    same command resumes an evaluation that was interrupted (docs/evaluation.md)."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory: a path or a URL (s3://...)."""
+    methods: str = (
+        "reciprocam,reciprocam:1x1,reciprocam:-1,reciprocam:-1:1x1,rollout,relevance,gradcam,"
+        "legrad,libragrad,random,center"
+    )
+    """Methods, as --method of explain names them; others are told against the first one. rise:MASKS
+    costs a forward pass a mask."""
+    sample: int = 500
+    """How many of the run's explained images to look at."""
+    seed: int = 0
+    """What the sample, and the weights of the sanity check, are drawn by."""
+    target: Literal["predicted", "label"] = "predicted"
+    """Class whose maps are judged."""
+    steps: int = 16
+    """Steps of a curve of insertion, deletion or removal."""
+    boxes: str | None = None
+    """Parquet, CSV or JSON lines with image_id, left, top, right, bottom (pixels of the file as
+    stored): where what matters lies, for pointing game and relevance mass."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU a replica where the cluster has GPUs, else CPU cores."""
+    replicas: int | None = None
+    """How many copies of the model. Default: one a GPU, or one for every four cores."""
+    batch_size: int | None = None
+    """Images that are loaded by one task. Default: 32 on CPU cores, 128 on a GPU."""
+    address: str | None = None
+    """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
+    start_timeout: float = 600.0
+    """Seconds to wait for the first replica."""
+    take_over: bool = False
+    """Take the evaluation from the driver that holds it, dead or alive."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading images, manifest, checkpoint, head and boxes."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for reading the run and writing the evaluation."""
+
+    def problems(self) -> list[str]:
+        """What can be told wrong from the values alone, one line each."""
+        leasts = {"sample": 1, "replicas": 1, "batch_size": 1, "seed": 0, "steps": 2}
+        found = too_small(self, leasts)
+        names = self.methods.split(",")
+        found += [
+            f"--methods names {name!r} twice"
+            for name in dict.fromkeys(names)
+            if names.count(name) > 1
+        ]
+        return found
+
+    @property
+    def execution(self) -> ExecutionConfig:
+        """What these options say of replicas."""
+        return ExecutionConfig(
+            device=self.device,
+            replicas=self.replicas,
+            batch_size=self.batch_size,
+            address=self.address,
+            start_timeout=self.start_timeout,
+            take_over=self.take_over,
+            allow_definition=True,
+        )
+
+
+def too_small(config: object, leasts: Mapping[str, int]) -> list[str]:
+    """A line for each given number that is below its least."""
+    values = {name: getattr(config, name) for name in leasts}
+    return [
+        f"--{name.replace('_', '-')} must be at least {leasts[name]}; got {value}"
+        for name, value in values.items()
+        if value is not None and value < leasts[name]
+    ]
 
 
 class Exit(IntEnum):

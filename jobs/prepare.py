@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
-from explainer import ReciproCam, Target, VitClassifier, load_model
+from explainer import Method, ReciproCam, Target, VitClassifier, load_model, methods
 from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from explainer.models import ModelError, PreprocessingOverrides
 from jobs.config import (
@@ -47,7 +48,7 @@ class Prepared:
     """A checked configuration: what is explained, by which model, to where."""
 
     model: VitClassifier
-    method: ReciproCam
+    method: Method
     target: Target
     manifest: Manifest
     reading: Reading
@@ -94,20 +95,20 @@ def prepare(config: ExplainConfig) -> Prepared:
     output_options = attempt("--output-storage", lambda: read_options(config.output_storage)) or {}
     out = attempt("--out", lambda: _output(config, output_options))
     target = attempt("--target", lambda: Target.parse(config.method.target))
-    method = _method(config.method)
+    method = attempt("--method", lambda: _method(config.method))
     extended = attempt("--extend", lambda: extended_run(config, output_options))
     manifest = None
     if (config.input.images is None) != (config.input.manifest is None):
         manifest = attempt("input", lambda: read_images(config.input, extended, input_options))
     model = attempt("--model", lambda: _model(config.model, input_options))
-    if model is not None:
+    if model is not None and method is not None:
         allowed = config.execution.allow_definition
-        attempt("method", lambda: method.check(model, allow_definition=allowed))
+        attempt("method", partial(method.check, model, allow_definition=allowed))
     if model is not None and target is not None:
         attempt("--target", lambda: target.per_image(model.classes))
         if manifest is not None and target.kind == "label":
             attempt("--target", lambda: _check_labels(manifest, model))
-    if problems or model is None or target is None or manifest is None or out is None:
+    if problems or not (model and method and target and manifest and out):
         raise StoresDownError(problems) if problems == passing else ConfigurationError(problems)
     method = method.resolved(model)
     reading = Reading(
@@ -134,8 +135,15 @@ def _own_lines(text: str) -> str:
     return re.sub(r"\n(?!  )", r"\\n", text)
 
 
-def _method(config: MethodConfig) -> ReciproCam:
-    """The variant's convention, with what is given besides in place of its own."""
+def _method(config: MethodConfig) -> Method:
+    """The method of a name, or ReciproCAM's variant with what is given in place of its own."""
+    if config.name != methods.RECIPROCAM:
+        own = MethodConfig(config.name, config.target)
+        given = [name for name in asdict(own) if getattr(config, name) != getattr(own, name)]
+        if given:
+            flags = ", ".join(f"--{name}" for name in given)
+            raise ValueError(f"{flags} cannot be given beside --method {config.name}")
+        return methods.parse(config.name)
     variant = ReciproCam.variant(config.variant)
     return ReciproCam(
         variant.block if config.block is None else config.block,
@@ -243,7 +251,7 @@ def _describe(config: ExplainConfig, prepared: Prepared) -> dict[str, Any]:
             "class_names": fingerprint({"names": list(model.class_names.names)}),
         },
         "preprocessing": asdict(model.preprocessing),
-        "method": asdict(prepared.method) | {"target": config.method.target},
+        "method": methods.identity(prepared.method) | {"target": config.method.target},
         "precision": config.method.precision,
         "manifest": prepared.manifest.digest,
         "shard_size": size,

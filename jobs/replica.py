@@ -12,6 +12,7 @@ from jobs.crashes import positions
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
 from jobs.retry import explained_rows
+from jobs.row_images import Load
 from jobs.worker import ExplainWorker, Job, ShardReport
 from storage.columns import IN_PARQUET
 
@@ -41,6 +42,17 @@ def replica_info(weights_digest: str) -> ReplicaInfo:
     context = ray.get_runtime_context()
     gpus = context.get_accelerator_ids().get("GPU", [])
     return ReplicaInfo(context.get_node_id(), gpus, weights_digest)
+
+
+def loading(job: Job, loader_cpus: float) -> Load:
+    """Loads tables of manifest rows by tasks on any CPU, all at once, and gives them in order."""
+    load = ray.remote(num_cpus=loader_cpus, scheduling_strategy="SPREAD")(load_batch)
+
+    def batches(tables: Sequence[pa.Table]) -> Iterator[Batch]:
+        given = (job.reading, job.model.preprocessing)
+        yield from ray.get([load.remote(table, *given) for table in tables])
+
+    return batches
 
 
 class Replica:

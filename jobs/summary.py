@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from explainer.methods import passes_by_definition, shown
 from jobs.aggregate import Aggregate
 from jobs.bottleneck import bottleneck
 from jobs.cluster import Resources
@@ -193,12 +194,11 @@ def tell_plan(console: Console, prepared: Prepared, planned: list[Shard]) -> Non
     grid, method, manifest = prepared.model.grid, prepared.method, prepared.manifest
     lines = [
         f"{prepared.rows} images in {len(planned)} shards; {prepared.model.name}, "
-        f"{prepared.model.classes} classes, {grid[0]} x {grid[1]} patches; block {method.block}, "
-        f"{method.residual} residual, {method.mask} masks, target {prepared.target.kind}"
+        f"{prepared.model.classes} classes, {grid[0]} x {grid[1]} patches; {shown(method)}, "
+        f"target {prepared.target.kind}"
     ]
-    form = method.form(prepared.model)
-    if form.name == "definition":
-        passes = form.passes(prepared.model)
+    passes = passes_by_definition(method, prepared.model)
+    if passes is not None:
         lines.append(f"by the definition: about {passes:.0f} forward passes an image")
     if manifest.ignored:
         lines.append(f"{manifest.ignored} files beside them are no images by their names")

@@ -3,13 +3,14 @@
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from explainer import Explanation, Precision, ReciproCam, Target, VitClassifier, explain
+from explainer import Explanation, Method, Precision, Target, VitClassifier, explain
+from explainer.methods import form_name, identity
 from jobs.loader import Batch
 from jobs.part import Chunk, RowMaker
 from jobs.plan import Shard
@@ -35,7 +36,7 @@ class Job:
     """All that a replica needs to explain any shard of a run; it is sent to each once."""
 
     model: VitClassifier
-    method: ReciproCam
+    method: Method
     target: Target
     run: Run
     rows: RowSource
@@ -178,8 +179,8 @@ class ExplainWorker:
             "device": _device_name(self.device),
             "precision": self.job.precision,
             "batch_size": str(self.at_once),
-            "form": self.job.method.form(self.job.model).name,
-            **{key: str(value) for key, value in asdict(self.job.method).items()},
+            "form": form_name(self.job.method, self.job.model),
+            **{key: str(value) for key, value in identity(self.job.method).items()},
         }
 
     def _explain(self, manifest_rows: pa.Table, placed: Placed) -> Explanation | None:

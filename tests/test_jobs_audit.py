@@ -176,7 +176,7 @@ def test_a_signal_ends_an_audit_which_is_resumed_to_the_same_evidence(config):
 
 
 def test_the_images_of_many_parts_are_those_of_all_at_once(config, monkeypatch):
-    run = read_subject(config).run
+    run = read_subject(config, "an audit").run
     whole = candidates(run, 20, seed=0)
     monkeypatch.setattr(audit_plan, "PRUNED_AT", 8)  # parts have 16 rows
     pruned = candidates(run, 20, seed=0)
@@ -211,7 +211,7 @@ def test_images_that_have_changed_are_another_run(config):
 def test_images_that_are_gone_are_left_out_and_a_class_that_lost_most_is_left(
     config, gone, refused
 ):
-    subject = read_subject(config)
+    subject = read_subject(config, "an audit")
     found = candidates(subject.run, config.images, config.seed)
     plan = Plan(class_images(found), recipients(found))
     audited = Audit(open_run(Location(str(folder_of(config)))))

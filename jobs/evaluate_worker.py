@@ -1,0 +1,148 @@
+"""Evaluate methods on some images and publish the numbers: a plain class that knows no Ray."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from explainer import Method, VitClassifier
+from explainer.evaluation import STAGES, Judge
+from explainer.faithfulness import Stage, randomised
+from jobs.plan import Shard
+from jobs.row_images import Load, RowImages
+from jobs.worker import Job, ShardReport
+from storage import evaluations
+from storage.boxes import Box
+from storage.evaluations import Evaluation
+from storage.locations import StorageUnavailable
+from storage.runs import Run
+
+KNOWN = ["row", "target_rank", "image_id", "width", "height"]
+
+
+@dataclass(frozen=True)
+class EvaluateJob(Job):
+    """All that a replica needs to evaluate any shard; `run` is the evaluation's own.
+
+    A shard of this job is a run of the sample: `sampled` are rows of the manifest of the run that
+    is `evaluated`, `targets` the class of each; `shards` are that run's. `methods` are by the names
+    under which they are told. `boxes` are by image_id; None where none were given.
+    """
+
+    evaluated: Run
+    shards: Sequence[Shard]
+    sampled: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    methods: Mapping[str, Method]
+    steps: int
+    boxes: Mapping[str, Sequence[Box]] | None
+    seed: int
+
+
+class EvaluateWorker:
+    """Holds one model on one device, and what its maps are held against."""
+
+    def __init__(self, job: EvaluateJob, load: Load) -> None:
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        self.job, self.images = job, RowImages(job, job.shards, load)
+        self.evaluation = Evaluation(job.run)
+        self.device = torch.device(job.device)
+        job.model.vit.to(self.device)
+
+    def evaluate_shard(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport:
+        """Judge every method on a shard's images, without those that are `skipped`, and publish.
+
+        Images that cannot be loaded now are left out. Raises StorageUnavailable where these are
+        most, and torch.OutOfMemoryError.
+        """
+        started = time.perf_counter()
+        numbers, judged = self.numbers(shard, skipped)
+        created = self.evaluation.publish(shard.index, numbers)
+        statuses = {"ok": judged, "left out": shard.rows - judged}
+        return ShardReport(shard, created, statuses, {"compute": time.perf_counter() - started})
+
+    def numbers(self, shard: Shard, skipped: Mapping[int, str]) -> tuple[pa.Table, int]:
+        """A shard's numbers, and of how many images they are; raises as `evaluate_shard` does."""
+        wanted = np.array([i for i in range(shard.start, shard.stop) if i not in skipped], np.int64)
+        crops, loaded = self.images.crops(self.job.sampled[wanted])
+        if 2 * len(loaded) < len(wanted):
+            raise StorageUnavailable(
+                f"{len(wanted) - len(loaded)} of {len(wanted)} images cannot be loaded, which the "
+                "run explained"
+            )
+        chosen = wanted[loaded]
+        if not len(chosen):
+            return evaluations.numbers().empty_table(), 0
+        return self._judged(chosen, crops), len(chosen)
+
+    def _judged(self, chosen: NDArray[np.int64], crops: Tensor) -> pa.Table:
+        """Each image's numbers by each method; `chosen` are places in the sample."""
+        rows, targets = self.job.sampled[chosen], self.job.targets[chosen]
+        known = self._known(rows)
+        judge = Judge(
+            self.job.model,
+            crops.to(self.device),
+            torch.from_numpy(targets).to(self.device),
+            self.job.steps,
+            self._randomised,
+            self._cover(known),
+        )
+        tables = [
+            _table(rows, known["image_id"], targets, name, metric, values.numpy())
+            for name, method in self.job.methods.items()
+            for metric, values in judge.metrics(method).items()
+        ]
+        return pa.concat_tables(tables)
+
+    @cached_property
+    def _randomised(self) -> dict[Stage, VitClassifier]:
+        return {stage: randomised(self.job.model, stage, self.job.seed) for stage in STAGES}
+
+    def _known(self, rows: NDArray[np.int64]) -> pa.Table:
+        """What the run knows of images, in the order of their rows."""
+        parts = []
+        for shard, inside in self.images.by_shard(rows):
+            part = self.job.evaluated.read_part(shard.index, KNOWN)
+            first = pc.equal(part["target_rank"], 0)
+            parts.append(part.filter(pc.and_(first, pc.is_in(part["row"], pa.array(inside)))))
+        return pa.concat_tables(parts).sort_by("row")
+
+    def _cover(self, known: pa.Table) -> Tensor | None:
+        """How much of each cell lies in the images' boxes."""
+        if self.job.boxes is None:
+            return None
+        preprocessing, grid = self.job.model.preprocessing, self.job.model.grid
+        places = [known[column].to_pylist() for column in ("image_id", "height", "width")]
+        inside = [
+            preprocessing.covered(self.job.boxes.get(name, ()), height, width)
+            for name, height, width in zip(*places, strict=True)
+        ]
+        pixels = torch.from_numpy(np.stack(inside)).float()[:, None]
+        return torch.nn.functional.adaptive_avg_pool2d(pixels, grid)[:, 0].to(self.device)
+
+
+def _table(
+    rows: NDArray[np.int64],
+    names: pa.ChunkedArray,
+    targets: NDArray[np.int64],
+    method: str,
+    metric: str,
+    values: NDArray[np.float64],
+) -> pa.Table:
+    columns = {
+        "row": rows,
+        "image_id": names,
+        "target": targets.astype(np.int32),
+        "method": [method] * len(rows),
+        "metric": [metric] * len(rows),
+        "value": pa.array(values, from_pandas=True),  # NaN is null
+    }
+    return pa.table(columns, schema=evaluations.numbers())

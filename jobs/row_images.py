@@ -1,0 +1,54 @@
+"""Images of any rows of a finished run's manifest, for jobs that look at some of them again."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from jobs.loader import Batch
+from jobs.plan import Shard
+from jobs.worker import Job
+
+Load = Callable[[Sequence[pa.Table]], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class RowImages:
+    """Loads images by their rows; `shards` are those of the run, `load` loads manifest rows."""
+
+    job: Job
+    shards: Sequence[Shard]
+    load: Load
+
+    def crops(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
+        """Crops of rows, which are rising, and the positions of those that could be loaded."""
+        batches = list(self.load(self._batches(rows)))
+        ok = np.array([image.status == "ok" for batch in batches for image in batch.images])
+        height, width = self.job.model.preprocessing.input_size
+        nothing = np.empty((0, 3, height, width), np.uint8)
+        crops = np.concatenate([nothing, *(batch.crops for batch in batches)])
+        return torch.from_numpy(crops), np.flatnonzero(ok)
+
+    def by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
+        """The shards of the run that rows lie in, and which of the rows those are."""
+        starts = [shard.start for shard in self.shards]
+        of = np.searchsorted(starts, rows, side="right") - 1
+        for index in np.unique(of):
+            yield self.shards[index], rows[of == index]
+
+    def _batches(self, rows: NDArray[np.int64]) -> list[pa.Table]:
+        if not len(rows):
+            return []
+        table, size = pa.concat_tables(self._manifest(rows)), self.job.batch_size
+        # Taken, not sliced: a pickled slice carries the whole table.
+        places = np.array_split(np.arange(len(table)), -(-len(table) // size))
+        return [table.take(pa.array(place)) for place in places]
+
+    def _manifest(self, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
+        for shard, inside in self.by_shard(rows):
+            table = self.job.rows.read(shard.start, shard.stop)
+            yield table.take(pa.array(inside - shard.start))

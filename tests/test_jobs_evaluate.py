@@ -1,0 +1,244 @@
+"""Whole evaluations of small runs: every number is there, they resume, they refuse."""
+
+import io
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from explainer import decode
+from explainer.evaluation import METRICS, STAGES, Judge, scores
+from explainer.faithfulness import randomised
+from explainer.methods import parse
+from jobs.config import ConfigurationError, EvaluateConfig, Exit
+from jobs.evaluate import by_method, evaluate
+from jobs.evaluate_plan import draw
+from jobs.subject import read_subject
+from storage.lease import Lease, RunHeld
+from storage.locations import Location
+from storage.runs import open_run
+
+METHODS = "reciprocam,rollout,libragrad,random"
+# The tiny model takes absolute positions, and no boxes are given unless a test does.
+WITHOUT_BOXES = set(METRICS) - {"pointing", "mass", "top_tenth"}
+
+
+def run_evaluation(config: EvaluateConfig) -> tuple[Exit, str]:
+    console = Console(file=io.StringIO(), width=200)
+    code = evaluate(config, console)
+    return code, console.file.getvalue()
+
+
+def folder_of(config: EvaluateConfig) -> Path:
+    """Of the evaluations of its run the one with its seed."""
+    folders = (Path(config.run) / "evaluate").iterdir()
+    seeds = {
+        json.loads((folder / "run.json").read_text())["fingerprint_of"]["seed"]: folder
+        for folder in folders
+    }
+    return seeds[config.seed]
+
+
+def measured(config: EvaluateConfig) -> list[dict[str, Any]]:
+    """All numbers but those of the clock."""
+    table = pq.read_table(folder_of(config) / "evaluation.parquet")
+    return [row for row in table.to_pylist() if row["metric"] != "cost"]
+
+
+@pytest.fixture(scope="module")
+def config(finished: Any) -> EvaluateConfig:
+    """Twelve images in three shards."""
+    return EvaluateConfig(
+        run=finished.out,
+        methods=METHODS,
+        sample=12,
+        steps=4,
+        address=finished.execution.address,
+        replicas=1,
+    )
+
+
+def test_every_image_has_each_number_of_each_method_once(config):
+    code, told = run_evaluation(config)
+    assert code is Exit.COMPLETE, told
+    assert "4 methods on 12 images, of which 12 are to be judged" in told
+    rows = pq.read_table(folder_of(config) / "evaluation.parquet").to_pylist()
+    keys = [(row["row"], row["method"], row["metric"]) for row in rows]
+    assert len(set(keys)) == len(keys) == 12 * 4 * len(WITHOUT_BOXES)
+    assert {metric for _, _, metric in keys} == WITHOUT_BOXES
+    explained = {
+        row["row"]: row for row in pq.read_table(Path(config.run) / "explanations").to_pylist()
+    }
+    assert all(row["target"] == explained[row["row"]]["predicted"] for row in rows)
+    assert all(row["image_id"] == explained[row["row"]]["image_id"] for row in rows)
+    assert (folder_of(config) / "methods.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((folder_of(config) / "summary.json").read_text())
+    assert (summary["state"], summary["images_missing"]) == ("complete", 0)
+
+
+def test_an_images_numbers_are_those_that_the_library_gives(config):
+    run_evaluation(config)
+    subject = read_subject(config, "an evaluation")
+    model = subject.prepared.model
+    rows = [row for row in measured(config) if row["method"] == "libragrad"]
+    known = {
+        row["row"]: row for row in pq.read_table(Path(config.run) / "explanations").to_pylist()
+    }
+    for chosen in sorted({row["row"] for row in rows})[:3]:
+        data = Path(known[chosen]["uri"]).read_bytes()
+        judge = Judge(
+            model,
+            torch.from_numpy(decode(data, model.preprocessing).crop)[None],
+            torch.tensor([known[chosen]["predicted"]]),
+            config.steps,
+            {stage: randomised(model, stage, config.seed) for stage in STAGES},
+        )
+        want = judge.metrics(parse("libragrad"))
+        got = {row["metric"]: row["value"] for row in rows if row["row"] == chosen}
+        assert set(got) == set(want) - {"cost"}
+        assert all(got[name] == pytest.approx(want[name].item(), abs=2e-5) for name in got)
+
+
+def test_what_is_told_of_methods_follows_from_the_numbers(config):
+    _, told = run_evaluation(config)
+    numbers = pq.read_table(folder_of(config) / "evaluation.parquet")
+    table = pq.read_table(folder_of(config) / "methods.parquet").to_pylist()
+    of_methods = {(row["method"], row["metric"]): row for row in table}
+    for score in scores(by_method(numbers, METHODS.split(","))):
+        row = of_methods.pop((score.method, score.metric))
+        assert (row["value"], row["low"], row["high"]) == (
+            score.estimate.value,
+            score.estimate.low,
+            score.estimate.high,
+        )
+        assert row["low"] <= row["value"] <= row["high"] or row["metric"] == "cost"
+    assert not of_methods
+    drops = [
+        row["value"]
+        for row in numbers.to_pylist()
+        if (row["method"], row["metric"]) == ("rollout", "drop")
+    ]
+    rollout = next(row for row in table if (row["method"], row["metric"]) == ("rollout", "drop"))
+    first = next(row for row in table if (row["method"], row["metric"]) == ("reciprocam", "drop"))
+    assert rollout["value"] == pytest.approx(np.mean(drops))
+    assert rollout["difference"] == pytest.approx(rollout["value"] - first["value"])
+    assert (first["difference_low"], first["difference_high"]) == (0, 0)
+    assert f"{rollout['value']:.2f} ±" in told
+
+
+def test_an_evaluation_does_what_is_missing_and_then_nothing(config):
+    run_evaluation(config)
+    before = measured(config)
+    (folder_of(config) / "parts" / "part-00000001.parquet").unlink()
+    code, told = run_evaluation(config)
+    assert code is Exit.COMPLETE
+    assert "12 images, of which 4 are to be judged" in told
+    assert measured(config) == before
+    _, told = run_evaluation(config)
+    assert "12 images, of which 0 are to be judged" in told
+
+
+def test_a_signal_ends_an_evaluation_which_is_resumed_to_the_same_numbers(config):
+    once = replace(config, seed=3)
+    run_evaluation(once)
+    whole = measured(once)
+    parts = Location(str(folder_of(once))).child("parts")
+    for name in parts.names():
+        parts.child(name).delete()
+
+    def stop_after_the_first() -> None:
+        while not parts.names():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stop = threading.Thread(target=stop_after_the_first)
+    stop.start()
+    code, told = run_evaluation(once)
+    stop.join()
+    assert code is Exit.TERMINATED, told
+    assert "images are not yet judged; the same command does the rest" in told
+    assert json.loads((folder_of(once) / "summary.json").read_text())["state"] == "incomplete"
+    assert run_evaluation(once)[0] is Exit.COMPLETE
+    assert measured(once) == whole
+
+
+def test_boxes_tell_where_what_matters_lies(config, tmp_path):
+    known = pq.read_table(Path(config.run) / "explanations").to_pylist()
+    boxed = [row for row in known if row["row"] % 2]
+    sides = {
+        "image_id": [row["image_id"] for row in boxed],
+        "left": [0] * len(boxed),
+        "top": [0] * len(boxed),
+        "right": [row["width"] for row in boxed],
+        "bottom": [row["height"] for row in boxed],
+    }
+    pq.write_table(pa.table(sides), tmp_path / "boxes.parquet")
+    everywhere = replace(config, seed=5, boxes=str(tmp_path / "boxes.parquet"))
+    code, told = run_evaluation(everywhere)
+    assert code is Exit.COMPLETE, told
+    rows = [row for row in measured(everywhere) if row["metric"] in ("pointing", "mass")]
+    assert {row["row"] % 2: row["value"] for row in rows if row["method"] == "random"} == {
+        0: None,
+        1: pytest.approx(1.0),
+    }
+    assert "Pointing" in told
+
+
+def test_all_that_is_wrong_with_methods_is_told_at_once(config, tmp_path):
+    wrong = replace(config, methods="rolout,rise:0,random", boxes=str(tmp_path / "none.txt"))
+    with pytest.raises(ConfigurationError) as error:
+        run_evaluation(wrong)
+    first, second, third = error.value.problems
+    assert first.startswith("--methods: a method is reciprocam, rollout, ")
+    assert first.endswith("got 'rolout'")
+    assert second.endswith("got 'rise:0'")
+    assert third.endswith("none.txt must end in .parquet, .csv, .jsonl")
+    with pytest.raises(ConfigurationError) as error:
+        run_evaluation(replace(config, sample=0, steps=1, seed=-1, methods="random,random"))
+    assert error.value.problems == [
+        "--sample must be at least 1; got 0",
+        "--seed must be at least 0; got -1",
+        "--steps must be at least 2; got 1",
+        "--methods names 'random' twice",
+    ]
+    with pytest.raises(ConfigurationError, match="--target label: no explained image of the run"):
+        run_evaluation(replace(config, target="label"))
+
+
+def test_what_is_no_finished_run_is_refused(config, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"RUN: .* holds no run \(no run.json\)"):
+        run_evaluation(replace(config, run=str(tmp_path)))
+
+
+def test_another_choice_is_another_evaluation_and_one_driver_holds_it(config):
+    run_evaluation(config)
+    before = {path.name for path in (Path(config.run) / "evaluate").iterdir()}
+    run_evaluation(replace(config, steps=5, methods="random", seed=7))
+    after = {path.name for path in (Path(config.run) / "evaluate").iterdir()}
+    assert len(after - before) == 1
+    with (
+        Lease(Location(str(folder_of(config)))).held(False, lambda _: None),
+        pytest.raises(RunHeld, match="which is alive"),
+    ):
+        run_evaluation(config)
+
+
+def test_the_sample_is_drawn_by_the_seed_and_grows_by_more_images(config):
+    run = open_run(Location(config.run))
+    few, more, others = (
+        set(draw(run, *choice, "predicted").rows.tolist()) for choice in ((8, 0), (16, 0), (8, 1))
+    )
+    assert few < more
+    assert few != others
+    assert len(draw(run, 1000, 0, "predicted").rows) == 60
