@@ -22,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rich.console import Console
 
+from benchmarks.evaluated import explain_and_evaluate
 from benchmarks.machine import describe
 from explainer import VitClassifier, decode, load_model
 from explainer.checkpoints import read_checkpoint
 from jobs import pictures
-from jobs.cli import run
-from jobs.config import EvaluateConfig, ExecutionConfig, ExplainConfig, InputConfig, ModelConfig
+from jobs.config import EvaluateConfig
 
 # As in jobs/demo.py, which imports Ray: too early, as the command sets what Ray reads first.
 MODEL = Path(__file__).resolve().parents[1] / "jobs" / "demo_model" / "model.safetensors"
@@ -48,25 +48,8 @@ def main() -> None:
     folder = options.dir / "pictures"
     if not folder.exists():
         write_decided(folder, options.dir / "boxes.parquet", options.images)
-    run_dir = str(options.dir / "run")
-    explained = run(
-        ExplainConfig(
-            model=ModelConfig(ARCHITECTURE, checkpoint=str(MODEL)),
-            out=run_dir,
-            input=InputConfig(images=str(folder)),
-            execution=ExecutionConfig(replicas=2),
-        )
-    )
-    if explained:
-        sys.exit(explained)
-    config = EvaluateConfig(
-        run=run_dir,
-        methods=options.methods,
-        sample=2 * options.images,
-        boxes=str(options.dir / "boxes.parquet"),
-        replicas=2,
-    )
-    sys.exit(run(config))
+    boxes = options.dir / "boxes.parquet"
+    sys.exit(explain_and_evaluate(options.dir, MODEL, options, boxes))
 
 
 def write_decided(folder: Path, boxes: Path, most: int) -> None:

@@ -34,8 +34,8 @@ BEFORE_BLOCKS = (
     *("patch_embed.", "embeds.", "norm_pre.", "blocks.", "cls_token", "reg_token", "dist_token"),
     *("pos_embed", "rel_pos", "shared_rel_pos", "rope"),
 )
-# Perturbed images that go through the model at once.
-AT_ONCE = 128
+# Perturbed images that go through the model at once: a core's cache holds few.
+AT_ONCE = {"cpu": 8, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class Subject:
     def probability(self, crops: Versions) -> Float[Tensor, "several batch"]:
         """The softmax probability of each image's target, in one or several versions of all crops,
         one after the other."""
+        length = AT_ONCE["cpu" if crops.device.type == "cpu" else "cuda"]
         parts = [
-            self.model.vit(self.model.normalise(part)).softmax(-1) for part in crops.split(AT_ONCE)
+            self.model.vit(self.model.normalise(part)).softmax(-1) for part in crops.split(length)
         ]
         return self._of_targets(torch.cat(parts))
 
@@ -82,6 +83,20 @@ class Subject:
     def plain(self) -> Numbers:
         """The targets' probabilities in the crops as they are."""
         return self.probability(self.crops)[0]
+
+    @cached_property
+    def blurred(self) -> Numbers:
+        """The same in the crops that insertion starts from."""
+        return self.probability(self.revealed(self._nothing))[0]
+
+    @cached_property
+    def blank(self) -> Numbers:
+        """The same where nothing is left but the mean colour."""
+        return self.probability(self.scaled(self._nothing))[0]
+
+    @property
+    def _nothing(self) -> Float[Tensor, "batch height width"]:
+        return torch.zeros_like(self.crops[:, 0], dtype=torch.float32)
 
     @cached_property
     def _embedded(self) -> Float[Tensor, "batch tokens width"]:
@@ -172,13 +187,14 @@ class Curves:
 def curves(subject: Subject, saliency: Saliency, steps: int) -> Curves:
     """Both curves, at shares 0, 1/steps, ..., 1 of the patches, by the trapezoidal rule."""
     rank = _rank(saliency)
-    there = torch.cat(
-        [_on_pixels(rank < count, subject.crops) for count in _counts(saliency, steps)]
-    )
+    between = _counts(saliency, steps)[1:-1]
+    there = torch.cat([_on_pixels(rank < count, subject.crops) for count in between])
     come, go = (
         subject.probability(versions)
         for versions in (subject.revealed(there), subject.scaled(1 - there))
     )
+    come = torch.cat([subject.blurred[None], come, subject.plain[None]])
+    go = torch.cat([subject.plain[None], go, subject.blank[None]])
     return Curves(*(torch.trapezoid(each, dx=1 / steps, dim=0) for each in (come, go)))
 
 

@@ -78,7 +78,13 @@ def _tell_table(console: Console, scores: Sequence[Score], metrics: Sequence[str
     if not shown:
         return
     titles = [f"{TITLES[metric]} {ARROWS[BETTER[metric]]}" for metric in shown]
-    table = Table(Column("method", no_wrap=True), *titles, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(
+        Column("method", no_wrap=True),
+        *titles,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for method in dict.fromkeys(score.method for score in scores):
         cells = [found.get((method, metric)) for metric in shown]
         table.add_row(Text(method), *(_cell(cell) for cell in cells))

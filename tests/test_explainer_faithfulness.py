@@ -272,7 +272,7 @@ def test_insertion_starts_blurred_where_images_are_small_too():
 
 
 def test_versions_of_crops_are_those_of_each_alone(subject_of, monkeypatch):
-    monkeypatch.setattr(faithfulness, "AT_ONCE", 2)
+    monkeypatch.setitem(faithfulness.AT_ONCE, "cpu", 2)
     subject = subject_of("class token")
     share = faithfulness.enlarged(random_maps(6), subject.crops.repeat(2, 1, 1, 1))
     for versions in (subject.scaled, subject.revealed):

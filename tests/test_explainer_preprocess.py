@@ -555,3 +555,23 @@ def test_the_package_has_the_names_that_it_lists_and_no_others():
         )
     with pytest.raises(AttributeError, match="module 'explainer' has no attribute 'explane'"):
         _ = explainer.explane
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(("width", "height"), [(120, 90), (90, 120), (200, 60), (64, 64), (30, 50)])
+def test_boxes_lie_in_the_crop_where_their_pixels_do(crop_mode, width, height):
+    preprocessing = Preprocessing((48, 64), MEAN, STD, 0.8, crop_mode, "nearest")
+    boxes = [
+        (0.1 * width, 0.3 * height, 0.6 * width, 0.9 * height),
+        (0.7 * width, 0.0, 1.0 * width, 0.2 * height),
+    ]
+    canvas = np.zeros((height, width, 3), np.uint8)
+    for left, top, right, bottom in boxes:
+        canvas[round(top) : round(bottom), round(left) : round(right)] = 255
+    crop = decode(encoded(Image.fromarray(canvas)), preprocessing).crop
+    covered = preprocessing.covered(boxes, height, width)
+    assert covered.shape == (48, 64)
+    assert 0.02 < covered.mean() < 0.9
+    # Half a pixel of the image is rounded away at an edge, which may be a line of the crop.
+    assert (covered != (crop[0] > 127)).mean() < 0.05
+    assert not preprocessing.covered([], height, width).any()

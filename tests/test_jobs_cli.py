@@ -19,7 +19,7 @@ def saliency(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["explain"], ["audit"], ["demo"], ["export"], ["verify"]]
+    "arguments", [[], ["explain"], ["audit"], ["evaluate"], ["demo"], ["export"], ["verify"]]
 )
 def test_help_is_quick_and_loads_neither_torch_nor_ray(arguments):
     seconds = []

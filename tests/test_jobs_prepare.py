@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from explainer import ReciproCam, explain, load_model
+from explainer.methods import Baseline
 from jobs.config import (
     ConfigurationError,
     ExecutionConfig,
@@ -130,6 +131,22 @@ def test_methods_without_a_fast_exact_form(config):
     many = MethodConfig(target="top:9")
     (line,) = problems(replace(config, method=many))
     assert "top:9 asks for more classes than the model's 5" in line
+
+
+def test_other_methods_are_named_and_take_none_of_reciprocams_options(config):
+    named = replace(config, method=MethodConfig("rise:50"))
+    assert prepare(named).method == Baseline("rise", 50)
+    identity = prepare(named).description["fingerprint_of"]["method"]
+    assert identity == {"name": "rise", "masks": 50, "target": "predicted"}
+    options = replace(config, method=MethodConfig("reciprocam:-1:1x1"))
+    flags = replace(config, method=MethodConfig(block=-1, mask="1x1"))
+    assert prepare(options).method == prepare(flags).method
+    both = MethodConfig("rollout", block=-1, precision="mixed")
+    (line,) = problems(replace(config, method=both))
+    assert line == "--method: --block, --precision cannot be given beside --method rollout"
+    (line,) = problems(replace(config, method=MethodConfig("rolout")))
+    assert line.startswith("--method: a method is reciprocam, rollout, relevance, ")
+    assert line.endswith("got 'rolout'")
 
 
 def test_target_label_needs_labels_that_are_classes(config):

@@ -1,0 +1,80 @@
+"""Boxes of images from tables, and evaluations in their directories."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from storage.boxes import BoxesError, read_boxes
+from storage.evaluations import numbers, open_or_create_evaluation
+from storage.locations import Location
+from storage.runs import open_or_create
+
+HEAD = "image_id,left,top,right,bottom\n"
+ROWS = [
+    {"image_id": "a.jpg", "left": 1, "top": 2, "right": 30, "bottom": 40.5},
+    {"image_id": "b.jpg", "left": 0, "top": 0, "right": 5, "bottom": 5},
+    {"image_id": "a.jpg", "left": 7, "top": 8, "right": 9, "bottom": 10},
+]
+
+
+@pytest.mark.parametrize("name", ["boxes.parquet", "boxes.csv", "boxes.jsonl"])
+def test_boxes_are_read_by_image_from_each_format(name, tmp_path):
+    table = pa.Table.from_pylist(ROWS).append_column("note", pa.array(["x", "y", "z"]))
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(table, path)
+    elif name.endswith("csv"):
+        pyarrow.csv.write_csv(table, path)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in table.to_pylist()))
+    boxes = read_boxes(Location(str(path)))
+    assert boxes.of == {"a.jpg": [(1, 2, 30, 40.5), (7, 8, 9, 10)], "b.jpg": [(0, 0, 5, 5)]}
+    assert len(boxes.digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("boxes.txt", "", r"boxes.txt must end in .parquet, .csv, .jsonl$"),
+        ("a.csv", "image_id,left,top,right\na,1,2,3\n", "needs columns image_id, left, top, right"),
+        ("b.csv", f"{HEAD}a,1,2,x,4\n", "the latter in pixels; .*"),
+        (
+            "c.csv",
+            f"{HEAD}a,5,2,3,4\n",
+            r"\[5.0, 2.0, 3.0, 4.0\] of 'a' is",
+        ),
+        (
+            "d.csv",
+            f"{HEAD}a,1,2,,4\n",
+            "is no box: left < right, top < bo",
+        ),
+        ("e.parquet", "not parquet", "needs columns image_id"),
+    ],
+)
+def test_what_holds_no_boxes_is_refused_with_the_rule(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BoxesError, match=message):
+        read_boxes(Location(str(tmp_path / name)))
+
+
+def test_an_evaluation_keeps_the_first_numbers_of_a_shard(location):
+    run = open_or_create(location, {"fingerprint_of": {"a": 1}})
+    evaluation = open_or_create_evaluation(run, {"methods": {"random": {}}})
+    first, second = (
+        pa.Table.from_pylist(
+            [{"row": row, "image_id": "a", "target": 0, "method": "m", "metric": "drop"}],
+            schema=numbers(),
+        )
+        for row in (1, 2)
+    )
+    assert evaluation.publish(3, first)
+    assert not evaluation.publish(3, second)
+    assert evaluation.committed() == {3}
+    assert evaluation.read(3).to_pylist() == first.to_pylist()
+    again = open_or_create_evaluation(run, {"methods": {"random": {}}})
+    other = open_or_create_evaluation(run, {"methods": {"center": {}}})
+    assert again.committed() == {3}
+    assert other.committed() == set()
