@@ -5,11 +5,10 @@ normalisation (as in aimagelab/ADCC), and are rounded to uint8, so that the meth
 explain them. Maps are in [0, 1] on the token grid. Every metric is one number an image.
 """
 
-import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +17,23 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import gaussian_blur
 
 from explainer.models import VitClassifier
+from explainer.sanity import pearson
 from explainer.structure import position_term, tokens_entering
 
 Crops: TypeAlias = UInt8[Tensor, "batch 3 height width"]
 Versions: TypeAlias = UInt8[Tensor, "several_batch 3 height width"]
 Saliency: TypeAlias = Float[Tensor, "batch rows columns"]
 Numbers: TypeAlias = Float[Tensor, " batch"]
-Stage: TypeAlias = Literal["head", "half", "all"]
 
 # RISE starts insertion at a blur of 11 pixels and a sigma of 5, on images of 224 pixels.
 BLUR_KERNEL, BLUR_SIGMA, BLUR_SIDE = 11, 5.0, 224
 TOP_SHARE = 0.1
-# Of a network's parameters: what the cascade from the top comes to after the later blocks.
-BEFORE_BLOCKS = (
-    *("patch_embed.", "embeds.", "norm_pre.", "blocks.", "cls_token", "reg_token", "dist_token"),
-    *("pos_embed", "rel_pos", "shared_rel_pos", "rope"),
-)
 # Perturbed images that go through the model at once: a core's cache holds few.
 AT_ONCE = {"cpu": 8, "cuda": 256}
 
 
 @dataclass(frozen=True)
-class Subject:
+class Case:
     """A model and crops of one batch; of each, `targets` is the class whose map is judged.
 
     What does not depend on a map is kept, for all methods that are judged on these crops.
@@ -53,11 +47,16 @@ class Subject:
     def probability(self, crops: Versions) -> Float[Tensor, "several batch"]:
         """The softmax probability of each image's target, in one or several versions of all crops,
         one after the other."""
-        length = AT_ONCE["cpu" if crops.device.type == "cpu" else "cuda"]
         parts = [
-            self.model.vit(self.model.normalise(part)).softmax(-1) for part in crops.split(length)
+            self.model.vit(self.model.normalise(part)).softmax(-1)
+            for part in crops.split(self._at_once)
         ]
         return self._of_targets(torch.cat(parts))
+
+    def groups(self, counts: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Counts in turns whose versions of all crops go through the model together."""
+        length = max(1, self._at_once // len(self.crops))
+        yield from (counts[i : i + length] for i in range(0, len(counts), length))
 
     @torch.inference_mode()
     def probability_of(self, kept: Int[Tensor, "batch patches"]) -> Numbers:
@@ -93,6 +92,10 @@ class Subject:
     def blank(self) -> Numbers:
         """The same where nothing is left but the mean colour."""
         return self.probability(self.scaled(self._nothing))[0]
+
+    @property
+    def _at_once(self) -> int:
+        return AT_ONCE["cpu" if self.crops.device.type == "cpu" else "cuda"]
 
     @property
     def _nothing(self) -> Float[Tensor, "batch height width"]:
@@ -153,19 +156,19 @@ def harmonic(coherency: Tensor, complexity: Tensor, drop: Tensor) -> Tensor:
     return torch.where(worst, 0.0, 3 / inverse.sum(0))
 
 
-def adcc(subject: Subject, saliency: Saliency, explain: Callable[[Crops], Saliency]) -> Adcc:
+def adcc(case: Case, saliency: Saliency, explain: Callable[[Crops], Saliency]) -> Adcc:
     """Mask each image by its map, and see what the model and the method make of it.
 
     The masked image is image * map, the map enlarged bilinearly. `explain` gives the same target's
     map of other crops. Coherency is (1 + Pearson's r) / 2 of the two maps on the token grid, and 0
     where one of them is constant; complexity is the map's mean.
     """
-    masked = subject.scaled(enlarged(saliency, subject.crops))
-    before, after = subject.plain, subject.probability(masked)[0]
+    masked = case.scaled(enlarged(saliency, case.crops))
+    before, after = case.plain, case.probability(masked)[0]
     again = explain(masked)
     correlation = pearson(saliency.flatten(1), again.flatten(1))
     return Adcc(
-        drop=torch.where(before > 0, (before - after).clamp(min=0) / before, 0.0),
+        drop=torch.where(before == 0, 0.0, (before - after).clamp(min=0) / before),
         increase=(after > before).to(before),
         coherency=torch.where(correlation.isnan(), 0.0, (correlation + 1) / 2),
         complexity=saliency.mean((1, 2)),
@@ -184,18 +187,17 @@ class Curves:
     deletion: Numbers
 
 
-def curves(subject: Subject, saliency: Saliency, steps: int) -> Curves:
+def curves(case: Case, saliency: Saliency, steps: int) -> Curves:
     """Both curves, at shares 0, 1/steps, ..., 1 of the patches, by the trapezoidal rule."""
     rank = _rank(saliency)
-    between = _counts(saliency, steps)[1:-1]
-    there = torch.cat([_on_pixels(rank < count, subject.crops) for count in between])
-    come, go = (
-        subject.probability(versions)
-        for versions in (subject.revealed(there), subject.scaled(1 - there))
-    )
-    come = torch.cat([subject.blurred[None], come, subject.plain[None]])
-    go = torch.cat([subject.plain[None], go, subject.blank[None]])
-    return Curves(*(torch.trapezoid(each, dx=1 / steps, dim=0) for each in (come, go)))
+    come, go = [case.blurred[None]], [case.plain[None]]
+    for counts in case.groups(_counts(saliency, steps)[1:-1]):
+        there = torch.cat([_on_pixels(rank < count, case.crops) for count in counts])
+        come.append(case.probability(case.revealed(there)))
+        go.append(case.probability(case.scaled(1 - there)))
+    come.append(case.plain[None])
+    go.append(case.blank[None])
+    return Curves(*(torch.trapezoid(torch.cat(each), dx=1 / steps, dim=0) for each in (come, go)))
 
 
 @dataclass(frozen=True)
@@ -214,19 +216,19 @@ def can_remove(model: VitClassifier) -> bool:
     return position_term(model.vit) is None
 
 
-def removal(subject: Subject, saliency: Saliency, steps: int) -> Removal:
+def removal(case: Case, saliency: Saliency, steps: int) -> Removal:
     """Both means, over 1/steps, ..., (steps - 1)/steps of the patches taken away.
 
     Raises ValueError for a model whose attention has a position term; see `can_remove`.
     """
-    if not can_remove(subject.model):
+    if not can_remove(case.model):
         raise ValueError(
-            f"tokens cannot be taken away: {subject.model.name}'s attention has positions"
+            f"tokens cannot be taken away: {case.model.name}'s attention has positions"
         )
     order = _rank(saliency).flatten(1).argsort(1)
     counts = _counts(saliency, min(steps, order.shape[1]))[1:-1]
-    most = [subject.probability_of(order[:, count:]) for count in counts]
-    least = [subject.probability_of(order[:, : order.shape[1] - count]) for count in counts]
+    most = [case.probability_of(order[:, count:]) for count in counts]
+    least = [case.probability_of(order[:, : order.shape[1] - count]) for count in counts]
     return Removal(torch.stack(most).mean(0), torch.stack(least).mean(0))
 
 
@@ -259,41 +261,6 @@ def localisation(saliency: Saliency, cover: Float[Tensor, "batch rows columns"])
     return Localisation(*(each.masked_fill(nowhere, torch.nan) for each in vars(found).values()))
 
 
-def randomised(model: VitClassifier, stage: Stage, seed: int) -> VitClassifier:
-    """A copy of a model with the values of some of its weights shuffled, each tensor by itself.
-
-    Adebayo et al., Sanity Checks for Saliency Maps (NeurIPS 2018), cascading from the top: `head`
-    is the classifier, `half` that and the later half of the blocks, `all` everything.
-    """
-    vit = copy.deepcopy(model.vit)
-    half = len(vit.blocks) // 2
-    above = tuple(f"blocks.{number}." for number in range(half, len(vit.blocks)))
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in vit.named_parameters():
-        is_head = name.startswith("head")
-        is_upper = name.startswith(above) or not name.startswith(BEFORE_BLOCKS)
-        if stage == "all" or is_head or (stage == "half" and is_upper):
-            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
-            parameter.data = parameter.data.flatten()[order].view_as(parameter)
-    return replace(model, vit=vit)
-
-
-def spearman(first: Saliency, second: Saliency) -> Numbers:
-    """Rank correlation of two maps of each image, ties at their mean rank; NaN for a constant."""
-    return pearson(_mean_rank(first.flatten(1)), _mean_rank(second.flatten(1)))
-
-
-def pearson(
-    first: Float[Tensor, "batch cells"], second: Float[Tensor, "batch cells"]
-) -> Float[Tensor, " batch"]:
-    """Pearson's correlation; NaN where one side is constant."""
-    # Not by the norms: a constant less its mean, which is rounded, need not be 0.
-    constant = (first == first[:, :1]).all(1) | (second == second[:, :1]).all(1)
-    first, second = (each - each.mean(1, keepdim=True) for each in (first, second))
-    norms = first.norm(dim=1) * second.norm(dim=1)
-    return ((first * second).sum(1) / norms).masked_fill(constant, torch.nan)
-
-
 def enlarged(saliency: Saliency, like: Crops) -> Float[Tensor, "batch height width"]:
     """A map at the size of the crops, bilinearly."""
     size = (like.shape[-2], like.shape[-1])
@@ -319,9 +286,3 @@ def _counts(saliency: Saliency, steps: int) -> list[int]:
     """How many cells are 0, 1/steps, ..., 1 of them."""
     cells = saliency.shape[1] * saliency.shape[2]
     return [round(step * cells / steps) for step in range(steps + 1)]
-
-
-def _mean_rank(values: Float[Tensor, "batch cells"]) -> Float[Tensor, "batch cells"]:
-    below = (values[:, :, None] > values[:, None, :]).sum(2)
-    ties = (values[:, :, None] == values[:, None, :]).sum(2)
-    return below + (ties - 1) / 2

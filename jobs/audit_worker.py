@@ -22,7 +22,6 @@ from jobs.row_images import Load, RowImages
 from jobs.worker import Job, ShardReport
 from storage import schema
 from storage.audits import Audit
-from storage.locations import StorageUnavailable
 from storage.runs import Run
 
 COLUMNS_OF_PROPERTIES = (
@@ -46,6 +45,10 @@ class AuditJob(Job):
     classes: Sequence[ClassImages]
     recipients: Recipients
     seed: int
+
+    def row_of(self, shard: Shard, place: int) -> int:
+        """The manifest's row of an image of a class."""
+        return int(self.classes[shard.index].rows[place])
 
 
 @dataclass(frozen=True)
@@ -133,18 +136,14 @@ class AuditWorker:
         """
         images = self.job.classes[shard.index]
         wanted = [i for i in range(shard.start, shard.stop) if i not in skipped]
-        crops, loaded = self.images.crops(images.rows[wanted])
-        if 2 * len(loaded) < len(wanted):
-            raise StorageUnavailable(
-                f"{len(wanted) - len(loaded)} of {len(wanted)} images of class {images.target} "
-                "cannot be loaded, which the run explained"
-            )
-        chosen = np.asarray(wanted)[loaded]
+        loaded = self.images.loaded(images.rows[wanted])
+        loaded.refuse_loss(f" of class {images.target}")
+        chosen = np.asarray(wanted)[loaded.places]
         rows = images.rows[chosen]
         known = self._explained(rows, np.full(len(rows), images.target))
         sample = ClassSample(
             target=images.target,
-            crops=crops,
+            crops=loaded.crops,
             saliency=torch.from_numpy(known.maps),
             explained=torch.from_numpy(images.explained[chosen]),
             discovery=torch.from_numpy(images.discovery[chosen]),
@@ -175,9 +174,9 @@ class AuditWorker:
         return self._loaded(self.job.recipients)
 
     def _loaded(self, recipients: Recipients) -> LoadedRecipients:
-        crops, loaded = self.images.crops(recipients.rows)
-        images = Images(crops, torch.from_numpy(recipients.classes[loaded]))
-        return LoadedRecipients(images, recipients.rows[loaded])
+        loaded = self.images.loaded(recipients.rows)
+        images = Images(loaded.crops, torch.from_numpy(recipients.classes[loaded.places]))
+        return LoadedRecipients(images, recipients.rows[loaded.places])
 
     def _explained(self, rows: NDArray[np.int64], targets: NDArray[np.int64]) -> Explained:
         """What the run knows of images, each explained as a class; zeros where it has no map."""

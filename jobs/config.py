@@ -249,8 +249,8 @@ class EvaluateConfig:
         "reciprocam,reciprocam:1x1,reciprocam:-1,reciprocam:-1:1x1,rollout,relevance,gradcam,"
         "legrad,libragrad,random,center"
     )
-    """Methods, as --method of explain names them; others are told against the first one. rise:MASKS
-    costs a forward pass a mask."""
+    """Methods, as --method of explain names them; methods.parquet has differences to the first one.
+    rise:MASKS costs a forward pass a mask and map, of which an image needs five."""
     sample: int = 500
     """How many of the run's explained images to look at."""
     seed: int = 0
@@ -267,7 +267,7 @@ class EvaluateConfig:
     replicas: int | None = None
     """How many copies of the model. Default: one a GPU, or one for every four cores."""
     batch_size: int | None = None
-    """Images that are loaded by one task. Default: 32 on CPU cores, 128 on a GPU."""
+    """Images that are judged at once, at most 32; halved where a GPU does not hold them."""
     address: str | None = None
     """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
     start_timeout: float = 600.0

@@ -1,5 +1,6 @@
 """`saliency evaluate`, whole: a finished run -> sample -> judge methods -> numbers and a plot."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -7,19 +8,22 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from rich.console import Console
 
-from explainer import Method, evaluation
+from explainer import Method
 from explainer.methods import identity, parse
+from explainer.resampling import scores
 from jobs import evaluate_told
 from jobs.cluster import Resources, connected, resources
 from jobs.config import ConfigurationError, EvaluateConfig, Exit
 from jobs.evaluate_plan import Sample, draw
 from jobs.evaluate_replica import EvaluateReplica
+from jobs.evaluate_told import Evaluated
 from jobs.evaluate_worker import EvaluateJob
 from jobs.explain import BATCH_SIZE, follow, stopping
 from jobs.options import read_options
-from jobs.plan import remaining
+from jobs.plan import Shard, remaining
 from jobs.pool import Pool
 from jobs.prepare import INPUT_ERRORS
 from jobs.progress import RunProgress
@@ -46,6 +50,10 @@ class Plan:
     sample: Sample
     boxes: Boxes | None
 
+    @property
+    def shards(self) -> list[Shard]:
+        return self.sample.shards()
+
 
 def evaluate(config: EvaluateConfig, console: Console) -> Exit:
     """Evaluate methods on a finished run, or go on with it; then tell the numbers.
@@ -55,29 +63,35 @@ def evaluate(config: EvaluateConfig, console: Console) -> Exit:
     """
     subject = read_subject(config, "an evaluation")
     plan = read_plan(config, subject)
-    evaluated = open_or_create_evaluation(subject.run, _identity(config, subject, plan))
+    evaluation = open_or_create_evaluation(subject.run, _identity(config, subject, plan))
     tell = partial(console.print, markup=False)
-    shards = plan.sample.shards()
-    with Lease(evaluated.run.root).held(config.take_over, tell) as lease:
+    with Lease(evaluation.run.root).held(config.take_over, tell) as lease:
         attempt = Attempt(lease)
-        todo = remaining(shards, evaluated.committed())
+        todo = remaining(plan.shards, evaluation.committed())
         tell(
             f"{len(plan.methods)} methods on {len(plan.sample.rows)} images, of which "
             f"{sum(shard.rows for shard in todo)} are to be judged"
         )
         if todo:
             with stopping(attempt), connected(config.address), attempt.signals.caught():
-                _judge(config, subject, evaluated, plan, attempt, console)
-        missing = remaining(shards, evaluated.committed())
-        found = [] if missing else close(evaluated, plan)
+                _judge(config, subject, evaluation, plan, attempt, console)
+        missing = remaining(plan.shards, evaluation.committed())
+        found = None if missing else close(evaluation, plan)
         attempt.lease.check()
-        state = "incomplete" if missing else "complete"
         images = sum(shard.rows for shard in missing)
-        evaluated.run.write_summary(
-            {"state": state, "images_missing": images, "seconds": attempt.seconds, "ended": now()}
-        )
-    evaluate_told.tell(console, evaluated, found, attempt, images)
+        if todo:
+            state = "incomplete" if missing else "complete"
+            _summarise(evaluation, attempt, {"state": state, "images_missing": images}, found)
+    evaluate_told.tell(console, evaluation, found, attempt, images)
     return attempt.stopped or (Exit.INCOMPLETE if missing else Exit.COMPLETE)
+
+
+def _summarise(
+    evaluation: Evaluation, attempt: Attempt, state: dict[str, Any], found: Evaluated | None
+) -> None:
+    left_out = {} if found is None else {"left_out": len(found.left_out)}
+    times = {"seconds": attempt.seconds, "ended": now()}
+    evaluation.run.write_summary(state | left_out | times)
 
 
 def read_plan(config: EvaluateConfig, subject: Subject) -> Plan:
@@ -85,6 +99,8 @@ def read_plan(config: EvaluateConfig, subject: Subject) -> Plan:
     problems: list[str] = []
     methods: dict[str, Method] = {}
     model = subject.prepared.model
+    if model.classes < 2:
+        problems.append("RUN: its model has one class, whose probability is 1 whatever is shown")
     for name in config.methods.split(","):
         try:
             method = parse(name)
@@ -92,62 +108,83 @@ def read_plan(config: EvaluateConfig, subject: Subject) -> Plan:
             methods[name] = method.resolved(model)
         except ValueError as error:
             problems.append(f"--methods: {error}")
-    boxes = None
-    if config.boxes is not None:
-        try:
-            boxes = read_boxes(named(config.boxes, read_options(config.input_storage)))
-        except INPUT_ERRORS as error:
-            problems.append(f"--boxes: {error}")
     sample = draw(subject.run, config.sample, config.seed, config.target)
     if not len(sample.rows):
         problems.append(f"--target {config.target}: no explained image of the run has one")
+    boxes = None
+    if config.boxes is not None:
+        try:
+            read = read_boxes(named(config.boxes, read_options(config.input_storage)))
+            boxes = read.only(sample.names)
+        except INPUT_ERRORS as error:
+            problems.append(f"--boxes: {error}")
     if problems:
         raise ConfigurationError(problems)
     return Plan(methods, sample, boxes)
 
 
-def close(evaluated: Evaluation, plan: Plan) -> list[evaluation.Score]:
+def close(evaluation: Evaluation, plan: Plan) -> Evaluated:
     """Write all numbers as one table, and what they come to as another and as a plot."""
-    parts = in_order(evaluated.read, [shard.index for shard in plan.sample.shards()], READERS)
-    numbers = pa.concat_tables(parts)
-    evaluated.numbers.replace(encode_parquet(numbers, {"run": evaluated.run.id}))
-    found = evaluation.scores(by_method(numbers, list(plan.methods)))
+    parts = list(in_order(evaluation.read, [shard.index for shard in plan.shards], READERS))
+    numbers = pa.concat_tables([part.numbers for part in parts])
+    evaluation.numbers.replace(encode_parquet(numbers, {"run": evaluation.run.id}))
+    left_out = {row: why for part in parts for row, why in part.left_out.items()}
+    if not len(numbers):
+        return Evaluated([], left_out)
+    of_images = by_method([part.numbers for part in parts])
+    found = scores(of_images.numbers, list(plan.methods), of_images.batches)
     table = evaluate_told.table(found)
-    evaluated.methods.replace(encode_parquet(table, {"run": evaluated.run.id}))
-    evaluated.plot.replace(evaluate_told.plot(found))
-    return found
+    evaluation.methods.replace(encode_parquet(table, {"run": evaluation.run.id}))
+    evaluation.plot.replace(evaluate_told.plot(found))
+    return Evaluated(found, left_out)
 
 
-def by_method(numbers: pa.Table, methods: list[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Each method's metrics, as arrays over the images in the order of their rows."""
-    frame = numbers.sort_by("row")
-    names, metrics = (frame[name].to_numpy() for name in ("method", "metric"))
-    values = frame["value"].to_numpy()  # null is NaN
-    return {
-        method: {
-            metric: values[(names == method) & (metrics == metric)]
-            for metric in evaluation.METRICS
-            if ((names == method) & (metrics == metric)).any()
-        }
-        for method in methods
-    }
+@dataclass(frozen=True)
+class OfImages:
+    """By method and metric a number for each image, and which images were judged together."""
+
+    numbers: dict[tuple[str, str], NDArray[np.float64]]
+    batches: NDArray[np.int64]
+
+
+def by_method(parts: Sequence[pa.Table]) -> OfImages:
+    """The numbers of parts, in which rows are in any order; NaN where there is none."""
+    found: dict[tuple[str, str], NDArray[np.float64]] = {}
+    rows = [np.unique(part["row"].to_numpy()) for part in parts]
+    starts = np.cumsum([0, *(len(each) for each in rows)])
+    for part, mine, start in zip(parts, rows, starts, strict=False):
+        places = start + np.searchsorted(mine, part["row"].to_numpy())
+        values = part["value"].to_numpy()  # null is NaN
+        codes, names = zip(*(_coded(part[name]) for name in ("method", "metric")), strict=True)
+        for method, metric in np.unique(np.stack(codes), axis=1).T:
+            key = names[0][method], names[1][metric]
+            inside = (codes[0] == method) & (codes[1] == metric)
+            column = found.setdefault(key, np.full(starts[-1], np.nan))
+            column[places[inside]] = values[inside]
+    lengths = [len(each) for each in rows]
+    return OfImages(found, np.repeat(np.arange(len(parts)), lengths))
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """A column's values as indices of its distinct ones."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy().astype(np.int64), encoded.dictionary.to_pylist()
 
 
 def _judge(
     config: EvaluateConfig,
     subject: Subject,
-    evaluated: Evaluation,
+    evaluation: Evaluation,
     plan: Plan,
     attempt: Attempt,
     console: Console,
 ) -> None:
     """Have replicas judge what is left of the sample and publish the numbers."""
-    shards = plan.sample.shards()
-    todo = remaining(shards, evaluated.committed())
+    todo = remaining(plan.shards, evaluation.committed())
     need = resources(config.execution)
-    job = evaluate_job(config, subject, evaluated, plan, need)
+    job = evaluate_job(config, subject, evaluation, plan, need)
     pool = Pool(job, need, config.execution, replica=EvaluateReplica)
-    images = sum(shard.rows for shard in shards)
+    images = len(plan.sample.rows)
     done = images - sum(shard.rows for shard in todo)
     with (
         RunProgress(console, images, done) as progress,
@@ -160,7 +197,7 @@ def _judge(
 def evaluate_job(
     config: EvaluateConfig,
     subject: Subject,
-    evaluated: Evaluation,
+    evaluation: Evaluation,
     plan: Plan,
     need: Resources,
 ) -> EvaluateJob:
@@ -170,14 +207,14 @@ def evaluate_job(
         model=prepared.model,
         method=prepared.method,
         target=prepared.target,
-        run=evaluated.run,
+        run=evaluation.run,
         rows=prepared.manifest.source(subject.run.manifest),
         reading=prepared.reading,
         batch_size=config.batch_size or BATCH_SIZE[need.device],
         precision="float32",
         device=need.device,
         threads=need.threads,
-        evaluated=subject.run,
+        finished=subject.run,
         shards=prepared.shards(),
         sampled=plan.sample.rows,
         targets=plan.sample.targets,
@@ -195,7 +232,7 @@ def _identity(config: EvaluateConfig, subject: Subject, plan: Plan) -> dict[str,
         "run": description["fingerprint"],
         "parts_digest": subject.parts_digest,
         "model": {"weights": description["fingerprint_of"]["model"]["weights"]},
-        "methods": {name: identity(method) for name, method in plan.methods.items()},
+        "methods": [[name, identity(method)] for name, method in plan.methods.items()],
         "sample": config.sample,
         "seed": config.seed,
         "target": config.target,

@@ -1,5 +1,6 @@
 """Which images an evaluation looks at, which class of each, and in which shards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,15 +14,16 @@ from jobs.plan import Shard, shards
 from storage.parts import in_order
 from storage.runs import Run
 
-COLUMNS = ["row", "status", "target_rank", "predicted", "label"]
+COLUMNS = ["row", "image_id", "status", "target_rank", "predicted", "label"]
 LEAST_ROWS, MOST_ROWS = 4, 32
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows of the manifest in rising order, and the class whose maps are judged on each."""
+    """Rows of the manifest in rising order, their images' names, and the class that is judged."""
 
     rows: NDArray[np.int64]
+    names: Sequence[str]
     targets: NDArray[np.int64]
 
     def shards(self) -> list[Shard]:
@@ -38,9 +40,12 @@ def draw(run: Run, images: int, seed: int, target: Literal["predicted", "label"]
     def read(index: int) -> pa.Table:
         part = run.read_part(index, COLUMNS)
         chosen = pc.and_(pc.equal(part["status"], "ok"), pc.equal(part["target_rank"], 0))
-        return part.filter(pc.and_(chosen, pc.is_valid(part[target]))).select(["row", target])
+        return part.filter(pc.and_(chosen, pc.is_valid(part[target]))).select(
+            ["row", "image_id", target]
+        )
 
     found = pa.concat_tables(in_order(read, sorted(run.committed()), READERS))
-    rows, targets = (column.to_numpy().astype(np.int64) for column in found.columns)
-    chosen = np.sort(np.argsort(random_order(rows, seed), kind="stable")[:images])
-    return Sample(rows[chosen], targets[chosen])
+    order = random_order(found["row"].to_numpy(), seed)
+    drawn = found.take(pa.array(np.sort(np.argsort(order, kind="stable")[:images])))
+    rows, targets = (drawn[name].to_numpy().astype(np.int64) for name in ("row", target))
+    return Sample(rows, drawn["image_id"].to_pylist(), targets)

@@ -29,4 +29,4 @@ class EvaluateReplica:
 
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Evaluate some images of a shard, for no other end than to see whether they kill."""
-        self.worker.numbers(rows, crashed)
+        self.worker.part(rows, crashed)

@@ -1,7 +1,8 @@
 """What is told of an evaluation: tables on the terminal, a table to read on, and a plot."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 from matplotlib.axes import Axes
@@ -12,8 +13,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from explainer.audit.significance import Estimate
-from explainer.evaluation import ADCC_OF_MEANS, METRICS, Score
+from explainer.evaluation import METRICS
+from explainer.resampling import ADCC_OF_MEANS, Interval, Score
 from jobs.summary import Attempt
 from storage import evaluations
 from storage.evaluations import Evaluation
@@ -47,19 +48,25 @@ BETTER = {**{name: metric.better for name, metric in METRICS.items()}, ADCC_OF_M
 ARROWS = {"higher": "↑", "lower": "↓", None: ""}
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What all numbers came to, and by row why images have none."""
+
+    scores: Sequence[Score]
+    left_out: Mapping[int, str]
+
+
 def tell(
     console: Console,
-    evaluated: Evaluation,
-    scores: Sequence[Score],
+    evaluation: Evaluation,
+    found: Evaluated | None,
     attempt: Attempt,
     images_missing: int,
 ) -> None:
     """Print the tables and where they are, or what is missing."""
-    for metrics in TOGETHER:
-        _tell_table(console, scores, metrics)
-    if scores:
-        console.print(f"± half of a 95% interval over {scores[0].estimate.of} images")
-    console.print(f"numbers, intervals and plot: {evaluated.run.root.shown}", markup=False)
+    if found is not None:
+        _tell_found(console, found)
+    console.print(f"numbers, intervals and plot: {evaluation.run.root.shown}", markup=False)
     if attempt.problem is not None:
         console.print(attempt.problem, markup=False)
     for failure in attempt.failures:
@@ -68,6 +75,20 @@ def tell(
         console.print(
             f"incomplete: {images_missing} images are not yet judged; the same command does the "
             "rest",
+            markup=False,
+        )
+
+
+def _tell_found(console: Console, found: Evaluated) -> None:
+    for metrics in TOGETHER:
+        _tell_table(console, found.scores, metrics)
+    if found.scores:
+        images = max(score.estimate.images for score in found.scores)
+        console.print(f"± half of a 95% interval over {images} images")
+    if found.left_out:
+        row, why = next(iter(found.left_out.items()))
+        console.print(
+            f"{len(found.left_out)} images are left out, such as row {row} of the manifest: {why}",
             markup=False,
         )
 
@@ -91,31 +112,44 @@ def _tell_table(console: Console, scores: Sequence[Score], metrics: Sequence[str
     console.print(table)
 
 
-def _cell(estimate: Estimate | None) -> str:
+def _cell(estimate: Interval | None) -> str:
     if estimate is None:
         return ""
-    half = (estimate.high - estimate.low) / 2
-    return f"{estimate.value:.2f} ±{half:.2f}"
+    told = f"{estimate.value:.2f}"
+    return f"{told} ±{estimate.half:.2f}" if estimate.images > 1 else told
 
 
 def table(scores: Sequence[Score]) -> pa.Table:
     """The scores as methods.parquet has them."""
+    columns = {
+        "method": [score.method for score in scores],
+        "metric": [score.metric for score in scores],
+        "better": [BETTER[score.metric] for score in scores],
+        "images": [score.estimate.images for score in scores],
+        "reference": [scores[0].method] * len(scores),
+        **_interval_columns(("value", "low", "high"), [score.estimate for score in scores]),
+        **_interval_columns(
+            ("difference", "difference_low", "difference_high"),
+            [score.difference for score in scores],
+        ),
+    }
+    schema = evaluations.methods()
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def _interval_columns(
+    names: Sequence[str], intervals: Sequence[Interval | None]
+) -> dict[str, pa.Array]:
+    """Value and ends of intervals, null where there is none or they are NaN."""
     rows = [
-        {
-            "method": score.method,
-            "metric": score.metric,
-            "better": BETTER[score.metric],
-            "value": score.estimate.value,
-            "low": score.estimate.low,
-            "high": score.estimate.high,
-            "images": score.estimate.of,
-            "difference": score.difference.value,
-            "difference_low": score.difference.low,
-            "difference_high": score.difference.high,
-        }
-        for score in scores
+        (None, None, None) if each is None else (each.value, each.low, each.high)
+        for each in intervals
     ]
-    return pa.Table.from_pylist(rows, schema=evaluations.methods())
+    columns = zip(*rows, strict=True)
+    return {
+        name: pa.array(column, pa.float64(), from_pandas=True)
+        for name, column in zip(names, columns, strict=True)
+    }
 
 
 def plot(scores: Sequence[Score]) -> bytes:
@@ -140,10 +174,14 @@ def plot(scores: Sequence[Score]) -> bytes:
 def _panel(axes: Axes, metric: str, scores: Sequence[Score], methods: Sequence[str]) -> None:
     """The first method at the top, and its mean as a line to hold the others against."""
     places = [len(methods) - 1 - methods.index(score.method) for score in scores]
-    values = [score.estimate.value for score in scores]
-    lows = [score.estimate.value - score.estimate.low for score in scores]
-    highs = [score.estimate.high - score.estimate.value for score in scores]
-    axes.axvline(values[0], color="0.8", linewidth=1)
+    estimates = [score.estimate for score in scores]
+    values = [estimate.value for estimate in estimates]
+    # The ends of a percentile interval need not enclose the value.
+    lows = [max(0.0, estimate.value - estimate.low) for estimate in estimates]
+    highs = [max(0.0, estimate.high - estimate.value) for estimate in estimates]
+    reference = [score.estimate.value for score in scores if score.method == methods[0]]
+    for value in reference:
+        axes.axvline(value, color="0.8", linewidth=1)
     axes.errorbar(values, places, xerr=[lows, highs], fmt="o", markersize=4, capsize=2)
     if metric == "cost":
         axes.set_xscale("log")

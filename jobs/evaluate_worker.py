@@ -14,14 +14,13 @@ from torch import Tensor
 
 from explainer import Method, VitClassifier
 from explainer.evaluation import STAGES, Judge
-from explainer.faithfulness import Stage, randomised
+from explainer.sanity import Stage, randomised
 from jobs.plan import Shard
 from jobs.row_images import Load, RowImages
 from jobs.worker import Job, ShardReport
 from storage import evaluations
 from storage.boxes import Box
-from storage.evaluations import Evaluation
-from storage.locations import StorageUnavailable
+from storage.evaluations import Evaluation, Part
 from storage.runs import Run
 
 KNOWN = ["row", "target_rank", "image_id", "width", "height"]
@@ -36,7 +35,7 @@ class EvaluateJob(Job):
     under which they are told. `boxes` are by image_id; None where none were given.
     """
 
-    evaluated: Run
+    finished: Run
     shards: Sequence[Shard]
     sampled: NDArray[np.int64]
     targets: NDArray[np.int64]
@@ -44,6 +43,10 @@ class EvaluateJob(Job):
     steps: int
     boxes: Mapping[str, Sequence[Box]] | None
     seed: int
+
+    def row_of(self, _shard: Shard, place: int) -> int:
+        """The manifest's row of a place in the sample."""
+        return int(self.sampled[place])
 
 
 class EvaluateWorker:
@@ -56,35 +59,58 @@ class EvaluateWorker:
         self.evaluation = Evaluation(job.run)
         self.device = torch.device(job.device)
         job.model.vit.to(self.device)
+        self.at_once = job.batch_size
+        self.warm = False
 
     def evaluate_shard(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport:
         """Judge every method on a shard's images, without those that are `skipped`, and publish.
 
-        Images that cannot be loaded now are left out. Raises StorageUnavailable where these are
-        most, and torch.OutOfMemoryError.
+        Images that cannot be loaded now are left out, and the part says why. Raises
+        StorageUnavailable where these are most, and torch.OutOfMemoryError where one is too much.
         """
         started = time.perf_counter()
-        numbers, judged = self.numbers(shard, skipped)
-        created = self.evaluation.publish(shard.index, numbers)
-        statuses = {"ok": judged, "left out": shard.rows - judged}
+        part = self.part(shard, skipped)
+        created = self.evaluation.publish(shard.index, part)
+        left_out = len(part.left_out)
+        statuses = {"ok": shard.rows - left_out, "left out": left_out}
         return ShardReport(shard, created, statuses, {"compute": time.perf_counter() - started})
 
-    def numbers(self, shard: Shard, skipped: Mapping[int, str]) -> tuple[pa.Table, int]:
-        """A shard's numbers, and of how many images they are; raises as `evaluate_shard` does."""
+    def part(self, shard: Shard, skipped: Mapping[int, str]) -> Part:
+        """What `evaluate_shard` publishes."""
         wanted = np.array([i for i in range(shard.start, shard.stop) if i not in skipped], np.int64)
-        crops, loaded = self.images.crops(self.job.sampled[wanted])
-        if 2 * len(loaded) < len(wanted):
-            raise StorageUnavailable(
-                f"{len(wanted) - len(loaded)} of {len(wanted)} images cannot be loaded, which the "
-                "run explained"
-            )
-        chosen = wanted[loaded]
-        if not len(chosen):
-            return evaluations.numbers().empty_table(), 0
-        return self._judged(chosen, crops), len(chosen)
+        loaded = self.images.loaded(self.job.sampled[wanted])
+        loaded.refuse_loss("")
+        crashed = {self.job.row_of(shard, i): f"crashed: {why}" for i, why in skipped.items()}
+        left_out = {**crashed, **loaded.left_out}
+        return Part(self._numbers(wanted[loaded.places], loaded.crops), left_out)
+
+    def _numbers(self, chosen: NDArray[np.int64], crops: Tensor) -> pa.Table:
+        """Each image's numbers, in as many goes as the memory asks for; `chosen` are places in the
+        sample."""
+        tables = [evaluations.numbers().empty_table()]
+        start = 0
+        while start < len(chosen):
+            part = slice(start, start + self.at_once)
+            table = self._attempt(chosen[part], crops[part])
+            if table is None:
+                self.at_once = max(1, min(self.at_once, len(chosen) - start) // 2)
+            else:
+                tables.append(table)
+                start += self.at_once
+        return pa.concat_tables(tables)
+
+    def _attempt(self, chosen: NDArray[np.int64], crops: Tensor) -> pa.Table | None:
+        """Numbers of images, or None where they are too many for the device's memory."""
+        try:
+            return self._judged(chosen, crops)
+        except torch.OutOfMemoryError:
+            if len(chosen) == 1:
+                raise
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
+        return None
 
     def _judged(self, chosen: NDArray[np.int64], crops: Tensor) -> pa.Table:
-        """Each image's numbers by each method; `chosen` are places in the sample."""
         rows, targets = self.job.sampled[chosen], self.job.targets[chosen]
         known = self._known(rows)
         judge = Judge(
@@ -95,6 +121,10 @@ class EvaluateWorker:
             self._randomised,
             self._cover(known),
         )
+        if not self.warm:  # what a first call of each costs besides is no method's cost
+            for method in self.job.methods.values():
+                judge.maps(method, judge.crops)
+            self.warm = True
         tables = [
             _table(rows, known["image_id"], targets, name, metric, values.numpy())
             for name, method in self.job.methods.items()
@@ -110,7 +140,7 @@ class EvaluateWorker:
         """What the run knows of images, in the order of their rows."""
         parts = []
         for shard, inside in self.images.by_shard(rows):
-            part = self.job.evaluated.read_part(shard.index, KNOWN)
+            part = self.job.finished.read_part(shard.index, KNOWN)
             first = pc.equal(part["target_rank"], 0)
             parts.append(part.filter(pc.and_(first, pc.is_in(part["row"], pa.array(inside)))))
         return pa.concat_tables(parts).sort_by("row")

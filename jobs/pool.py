@@ -265,7 +265,8 @@ class Pool:
         """Put a shard under suspicion at the head of the queue, unless too much of it crashes."""
         shard = suspicion.shard
         if convicted is not None:
-            self.news.append(f"row {convicted} of the manifest {suspicion.crashed[convicted]}")
+            row = self.job.row_of(shard, convicted)
+            self.news.append(f"row {row} of the manifest {suspicion.crashed[convicted]}")
             self._attempts[shard.index] = 1
         if suspicion.is_hopeless:
             return ShardFailure(shard, f"more than {MOST_CRASHED} of its images crash")

@@ -1,6 +1,6 @@
 """Images of any rows of a finished run's manifest, for jobs that look at some of them again."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,28 @@ from torch import Tensor
 from jobs.loader import Batch
 from jobs.plan import Shard
 from jobs.worker import Job
+from storage.locations import StorageUnavailable
 
 Load = Callable[[Sequence[pa.Table]], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class LoadedRows:
+    """Crops of the rows that could be loaded, their places among those asked for, and by row why
+    others could not."""
+
+    crops: Tensor
+    places: NDArray[np.int64]
+    left_out: Mapping[int, str]
+
+    def refuse_loss(self, what: str) -> None:
+        """Raise StorageUnavailable where most could not: then the store is at fault, or the images
+        are no longer those of the run."""
+        lost, loaded = len(self.left_out), len(self.places)
+        if lost > loaded:
+            raise StorageUnavailable(
+                f"{lost} of {lost + loaded} images{what} cannot be loaded, which the run explained"
+            )
 
 
 @dataclass(frozen=True)
@@ -24,14 +44,20 @@ class RowImages:
     shards: Sequence[Shard]
     load: Load
 
-    def crops(self, rows: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.int64]]:
-        """Crops of rows, which are rising, and the positions of those that could be loaded."""
+    def loaded(self, rows: NDArray[np.int64]) -> LoadedRows:
+        """The images of rows, which are rising."""
         batches = list(self.load(self._batches(rows)))
-        ok = np.array([image.status == "ok" for batch in batches for image in batch.images])
+        images = [image for batch in batches for image in batch.images]
+        ok = np.array([image.status == "ok" for image in images], bool)
         height, width = self.job.model.preprocessing.input_size
         nothing = np.empty((0, 3, height, width), np.uint8)
         crops = np.concatenate([nothing, *(batch.crops for batch in batches)])
-        return torch.from_numpy(crops), np.flatnonzero(ok)
+        lost = {
+            int(row): f"{image.status}: {image.error}"
+            for row, image in zip(rows, images, strict=True)
+            if image.status != "ok"
+        }
+        return LoadedRows(torch.from_numpy(crops), np.flatnonzero(ok), lost)
 
     def by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[Shard, NDArray[np.int64]]]:
         """The shards of the run that rows lie in, and which of the rows those are."""

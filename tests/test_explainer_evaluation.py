@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from explainer.coverage import reduced
-from explainer.evaluation import ADCC_OF_MEANS, METRICS, RESAMPLES, STAGES, Judge, scores
-from explainer.faithfulness import harmonic, randomised
+from explainer.evaluation import METRICS, STAGES, Judge
+from explainer.faithfulness import harmonic
 from explainer.methods import parse
+from explainer.resampling import ADCC_OF_MEANS, RESAMPLES, Score, scores
+from explainer.sanity import randomised
 
 LIKE = {"like_head", "like_half", "like_all"}
 # What a model leaves out, whose attention counts on all positions or not.
@@ -23,17 +25,23 @@ def numbers(images: int, seed: int, **given: np.ndarray) -> dict[str, np.ndarray
     return parts | given
 
 
-def found(of_methods: dict[str, dict[str, np.ndarray]]) -> dict[tuple[str, str], object]:
-    return {(score.method, score.metric): score for score in scores(of_methods)}
+def found(
+    of_methods: dict[str, dict[str, np.ndarray]], batches: np.ndarray | None = None
+) -> dict[tuple[str, str], Score]:
+    flat = {(name, metric): v for name, of in of_methods.items() for metric, v in of.items()}
+    images = len(next(iter(flat.values())))
+    of_batches = np.arange(images) if batches is None else batches
+    given = scores(flat, list(of_methods), of_batches)
+    return {(score.method, score.metric): score for score in given}
 
 
 def test_a_score_is_the_mean_with_the_interval_of_resampled_means():
     values = numbers(60, 0)["drop"]
     score = found({"a": {"drop": values}})["a", "drop"]
     assert score.estimate.value == pytest.approx(values.mean())
-    assert score.estimate.of == 60
+    assert score.estimate.images == 60
     spread = values.std() / 60**0.5
-    assert score.estimate.high - score.estimate.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+    assert 2 * score.estimate.half == pytest.approx(2 * 1.96 * spread, rel=0.1)
     random = np.random.default_rng(1)
     means = [random.choice(values, 60).mean() for _ in range(RESAMPLES)]
     assert score.estimate.low == pytest.approx(np.percentile(means, 2.5), abs=0.02)
@@ -56,14 +64,32 @@ def test_differences_are_paired_by_image():
     base = numbers(50, 3)
     better = {name: values + 0.01 for name, values in base.items()}
     got = found({"first": base, "second": better})
-    score = got["second", "drop"]
-    assert score.difference.value == pytest.approx(0.01)
+    difference = got["second", "drop"].difference
+    assert difference.value == pytest.approx(0.01)
     # The same images in each resample: the difference does not vary, however much images do.
-    assert score.difference.high - score.difference.low < 1e-6
-    assert score.estimate.high - score.estimate.low > 0.05
-    other = found({"first": base, "second": numbers(50, 4)})["second", "drop"]
-    assert other.difference.high - other.difference.low > 0.05
+    assert difference.half < 1e-6
+    assert got["second", "drop"].estimate.half > 0.025
+    assert found({"first": base, "second": numbers(50, 4)})["second", "drop"].difference.half > 0.02
     assert got["first", "drop"].difference.value == 0
+    assert got["second", ADCC_OF_MEANS].difference.half < 0.01
+
+
+def test_a_difference_is_over_the_images_that_have_both_and_to_the_first_method_alone():
+    values = np.linspace(0, 1, 20)
+    late = np.where(np.arange(20) < 10, np.nan, values + 0.5)
+    none = np.full(20, np.nan)
+    got = found(
+        {
+            "first": {"drop": values, "mass": none},
+            "second": {"drop": late, "mass": values},
+            "third": {"drop": none, "mass": values},
+        }
+    )
+    assert got["second", "drop"].difference.value == pytest.approx(0.5)
+    assert got["second", "drop"].difference.images == 10
+    assert got["second", "mass"].difference is None
+    assert got["third", "mass"].difference is None
+    assert ("third", "drop") not in got
 
 
 def test_images_without_a_number_are_left_out_and_metrics_without_any_too():
@@ -71,15 +97,26 @@ def test_images_without_a_number_are_left_out_and_metrics_without_any_too():
     some = np.where(np.arange(30) % 3 == 0, np.nan, values)
     got = found({"a": {"drop": values, "mass": some, "pointing": np.full(30, np.nan)}})
     assert got["a", "mass"].estimate.value == pytest.approx(np.nanmean(some))
-    assert got["a", "mass"].estimate.of == 20
+    assert got["a", "mass"].estimate.images == 20
     assert ("a", "pointing") not in got
+    alone = np.where(np.arange(30) == 3, values, np.nan)
+    estimate = found({"a": {"drop": alone}})["a", "drop"].estimate
+    assert (estimate.value, estimate.images) == (values[3], 1)
+    assert np.isnan([estimate.low, estimate.high]).all()
 
 
-def test_cost_is_the_median_over_batches():
-    cost = np.repeat([2.0, 2.2, 100.0, 2.1, 1.9], [8, 8, 4, 8, 8])
-    score = found({"a": {"drop": numbers(36, 6)["drop"], "cost": cost}})["a", "cost"]
-    assert score.estimate.value == 2.1
-    assert score.estimate.low >= 1.9
+def test_cost_is_the_median_over_batches_and_paired_by_them():
+    batches = np.repeat([0, 1, 2, 3, 4], [8, 8, 4, 8, 8])
+    drop = numbers(36, 6)["drop"]
+    first, second = np.array([2.0, 2.2, 100.0, 2.1, 1.9]), np.array([3.0, 3.2, 101.0, 3.1, 2.9])
+    got = found(
+        {name: {"drop": drop, "cost": c[batches]} for name, c in (("a", first), ("b", second))},
+        batches,
+    )
+    assert got["a", "cost"].estimate.value == 2.1
+    assert got["b", "cost"].difference.value == pytest.approx(1)
+    assert got["b", "cost"].difference.half < 1e-9
+    assert got["b", "cost"].estimate.images == 5
 
 
 def test_a_judge_gives_every_metric_that_the_model_and_the_image_allow(enlivened, random_crops):
@@ -98,3 +135,14 @@ def test_a_judge_gives_every_metric_that_the_model_and_the_image_allow(enlivened
         assert set(Judge(model, crops, targets, 4, {}).metrics(parse("center"))) == (
             set(METRICS) - leaves_out - {"pointing", "mass", "top_tenth"} - LIKE
         )
+
+
+def test_what_is_not_finite_has_no_number(enlivened, random_crops):
+    model = enlivened(reduced("vit_tiny_patch16_224"))
+    crops = random_crops(model, 3)
+    judge = Judge(model, crops, torch.tensor([0, 1, 2]), 4, {})
+    clean = judge.metrics(parse("reciprocam"))
+    model.vit.head.bias.data[1] = torch.inf
+    got = Judge(model, crops, torch.tensor([0, 1, 2]), 4, {}).metrics(parse("reciprocam"))
+    assert clean["drop"].isfinite().all()
+    assert all(values.isnan().all() for name, values in got.items() if name != "cost")

@@ -14,8 +14,9 @@ from torch import nn
 from explainer import VitClassifier, explain, faithfulness, load_model
 from explainer.classes import ClassNames
 from explainer.coverage import reduced
-from explainer.faithfulness import Subject, harmonic, localisation, pearson, randomised, spearman
+from explainer.faithfulness import Case, harmonic, localisation
 from explainer.preprocess import Preprocessing
+from explainer.sanity import pearson, randomised, spearman
 from explainer.structure import Entering
 
 FAMILIES = {
@@ -45,13 +46,13 @@ def build(enlivened) -> Callable[[str], VitClassifier]:
 
 
 @pytest.fixture(scope="module")
-def subject_of(build, random_crops) -> Callable[..., Subject]:
+def subject_of(build, random_crops) -> Callable[..., Case]:
     """A family's model, crops and the classes that it predicts for them."""
 
-    def make(family: str, batch: int = 3) -> Subject:
+    def make(family: str, batch: int = 3) -> Case:
         model = build(family)
         crops = random_crops(model, batch)
-        return Subject(model, crops, model.vit(model.normalise(crops)).argmax(1))
+        return Case(model, crops, model.vit(model.normalise(crops)).argmax(1))
 
     return make
 
@@ -61,7 +62,7 @@ def random_maps(batch: int = 3) -> torch.Tensor:
     return torch.rand(batch, ROWS, COLUMNS, dtype=torch.float64, generator=generator)
 
 
-def measured(subject: Subject, maps: torch.Tensor) -> dict[str, torch.Tensor]:
+def measured(subject: Case, maps: torch.Tensor) -> dict[str, torch.Tensor]:
     """All metrics of perturbed images, by name."""
 
     def again(crops: torch.Tensor) -> torch.Tensor:
@@ -76,7 +77,7 @@ def measured(subject: Subject, maps: torch.Tensor) -> dict[str, torch.Tensor]:
 class Loops:
     """The same for one image, patch by patch, in numpy and by timm's own forward pass."""
 
-    def __init__(self, subject: Subject, index: int, cells: np.ndarray) -> None:
+    def __init__(self, subject: Case, index: int, cells: np.ndarray) -> None:
         self.model, self.cells = subject.model, cells
         self.pixels = subject.crops[index].numpy().astype(float)
         self.target = subject.targets[index : index + 1]
@@ -155,7 +156,7 @@ def bilinear(pixels: int, cells: int) -> np.ndarray:
     return shares
 
 
-def by_loops(subject: Subject, maps: torch.Tensor) -> list[dict[str, float]]:
+def by_loops(subject: Case, maps: torch.Tensor) -> list[dict[str, float]]:
     return [Loops(subject, i, maps[i].numpy()).metrics() for i in range(len(maps))]
 
 
@@ -174,7 +175,7 @@ def test_metrics_equal_loops_over_images_and_patches(family, subject_of):
     assert differing(measured(subject, maps), by_loops(subject, maps)) == set()
 
 
-def in_versions(subject: Subject, share: torch.Tensor) -> torch.Tensor:
+def in_versions(subject: Case, share: torch.Tensor) -> torch.Tensor:
     return share.unflatten(0, (-1, len(subject.crops)))[:, :, None]
 
 
@@ -215,7 +216,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_a_mutated_metric_is_not_that_of_the_loops(monkeypatch, mutation, subject_of):
     name, mutate, metrics = MUTATIONS[mutation]
-    where = Subject if hasattr(Subject, name) else faithfulness
+    where = Case if hasattr(Case, name) else faithfulness
     subject, maps = subject_of("distilled", 2), random_maps(2)
     want = by_loops(subject, maps)
     monkeypatch.setattr(where, name, mutate(getattr(where, name)))
@@ -227,7 +228,7 @@ def test_a_batch_equals_its_images_one_by_one(subject_of):
     subject, maps = subject_of("registers"), random_maps()
     together = measured(subject, maps)
     for i, one in enumerate((slice(0, 1), slice(1, 2), slice(2, 3))):
-        of_one = Subject(subject.model, subject.crops[one], subject.targets[one])
+        of_one = Case(subject.model, subject.crops[one], subject.targets[one])
         for name, value in measured(of_one, maps[one]).items():
             torch.testing.assert_close(value[0], together[name][i], rtol=0, atol=1e-10)
 
@@ -317,12 +318,12 @@ class Brightness(nn.Module):
         return images.mean((1, 2, 3))[:, None] * self.gain
 
 
-def white_image(target: int, dtype: torch.dtype = torch.float64) -> Subject:
+def white_image(target: int, dtype: torch.dtype = torch.float64) -> Case:
     """White is 1 when it is normalised, and the mean colour is a whole level, 102."""
     told = Preprocessing((4, 4), (0.4,) * 3, (0.6,) * 3, 1.0, "center", "bilinear")
     model = VitClassifier("brightness", Brightness(dtype), told, ClassNames(("light", "dark")))
     crops = torch.full((1, 3, 4, 4), 255, dtype=torch.uint8)
-    return Subject(model, crops, torch.tensor([target]))
+    return Case(model, crops, torch.tensor([target]))
 
 
 LEFT, RIGHT, TOP = ([[1, 0], [1, 0]], [[0, 1], [0, 1]], [[1, 1], [0, 0]])
@@ -470,6 +471,6 @@ def test_tokens_are_not_taken_from_attention_with_positions(name, build, random_
     assert faithfulness.can_remove(build("registers"))
     model = reduced(name)
     assert not faithfulness.can_remove(model)
-    subject = Subject(model, random_crops(model, 1), torch.tensor([0]))
+    subject = Case(model, random_crops(model, 1), torch.tensor([0]))
     with pytest.raises(ValueError, match=f"cannot be taken away: {name}'s attention has positions"):
         faithfulness.removal(subject, torch.ones(1, 3, 4), 3)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,21 @@ import torch
 from rich.console import Console
 
 from explainer import decode
-from explainer.evaluation import METRICS, STAGES, Judge, scores
-from explainer.faithfulness import randomised
+from explainer.evaluation import METRICS, STAGES, Judge
 from explainer.methods import parse
+from explainer.resampling import scores
+from explainer.sanity import randomised
+from jobs.cluster import Resources
 from jobs.config import ConfigurationError, EvaluateConfig, Exit
-from jobs.evaluate import by_method, evaluate
+from jobs.evaluate import by_method, evaluate, evaluate_job, read_plan
 from jobs.evaluate_plan import draw
+from jobs.evaluate_worker import EvaluateWorker
+from jobs.loader import Batch, load_batch
+from jobs.plan import Shard
 from jobs.subject import read_subject
+from storage.evaluations import Evaluation
 from storage.lease import Lease, RunHeld
-from storage.locations import Location
+from storage.locations import Location, StorageUnavailable
 from storage.runs import open_run
 
 METHODS = "reciprocam,rollout,libragrad,random"
@@ -115,14 +122,17 @@ def test_what_is_told_of_methods_follows_from_the_numbers(config):
     numbers = pq.read_table(folder_of(config) / "evaluation.parquet")
     table = pq.read_table(folder_of(config) / "methods.parquet").to_pylist()
     of_methods = {(row["method"], row["metric"]): row for row in table}
-    for score in scores(by_method(numbers, METHODS.split(","))):
+    of_images = by_method([numbers])
+    batches = np.arange(12) // 4
+    for score in scores(of_images.numbers, METHODS.split(","), batches):
         row = of_methods.pop((score.method, score.metric))
         assert (row["value"], row["low"], row["high"]) == (
             score.estimate.value,
             score.estimate.low,
             score.estimate.high,
         )
-        assert row["low"] <= row["value"] <= row["high"] or row["metric"] == "cost"
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["reference"] == "reciprocam"
     assert not of_methods
     drops = [
         row["value"]
@@ -188,11 +198,81 @@ def test_boxes_tell_where_what_matters_lies(config, tmp_path):
     code, told = run_evaluation(everywhere)
     assert code is Exit.COMPLETE, told
     rows = [row for row in measured(everywhere) if row["metric"] in ("pointing", "mass")]
-    assert {row["row"] % 2: row["value"] for row in rows if row["method"] == "random"} == {
-        0: None,
-        1: pytest.approx(1.0),
-    }
+    assert len(rows) == 12 * 4 * 2
+    assert {row["row"] % 2 for row in rows} == {0, 1}
+    for row in rows:
+        assert row["value"] == (pytest.approx(1.0) if row["row"] % 2 else None), row
     assert "Pointing" in told
+
+
+def test_boxes_of_other_images_are_refused_before_anything_is_judged(config, tmp_path):
+    (tmp_path / "boxes.csv").write_text("image_id,left,top,right,bottom\n007,1,2,3,4\n")
+    with pytest.raises(ConfigurationError) as error:
+        run_evaluation(replace(config, boxes=str(tmp_path / "boxes.csv")))
+    (line,) = error.value.problems
+    assert line.startswith("--boxes: none of 12 images has a box: an image_id of the run is 'ant/")
+    assert line.endswith("one of the boxes '007'")
+
+
+@pytest.mark.parametrize(("gone", "refused"), [(1, False), (3, True)])
+def test_images_that_are_gone_are_left_out_and_the_part_says_why(config, gone, refused):
+    worker = worker_of(config, gone)
+    if refused:
+        with pytest.raises(StorageUnavailable, match="3 of 4 images cannot be loaded"):
+            worker.part(Shard(0, 0, 4), {})
+        return
+    part = worker.part(Shard(0, 0, 4), {3: "ends the work on it"})
+    sampled = worker.job.sampled.tolist()
+    assert set(part.numbers["row"].to_pylist()) == set(sampled[1:3])
+    assert part.left_out[sampled[0]].startswith("missing: ")
+    assert part.left_out[sampled[3]] == "crashed: ends the work on it"
+    assert worker.job.row_of(Shard(0, 0, 4), 3) == sampled[3]
+
+
+def test_what_does_not_fit_into_memory_is_halved_to_the_same_numbers(config, monkeypatch):
+    whole = worker_of(config).part(Shard(0, 0, 4), {}).numbers
+    worker = worker_of(config)
+    judged = worker._judged
+
+    def short_of_memory(chosen: np.ndarray, crops: torch.Tensor) -> pa.Table:
+        if len(chosen) > 2:
+            raise torch.OutOfMemoryError
+        return judged(chosen, crops)
+
+    monkeypatch.setattr(worker, "_judged", short_of_memory)
+    halved = worker.part(Shard(0, 0, 4), {}).numbers
+    assert worker.at_once == 2
+    first, second = (by_method([each]).numbers for each in (whole, halved))
+    assert first.keys() == second.keys()
+    for key in first.keys() - {(name, "cost") for name in METHODS.split(",")}:
+        np.testing.assert_allclose(first[key], second[key], atol=2e-5)
+    monkeypatch.setattr(worker, "_judged", lambda *_: _raise(torch.OutOfMemoryError()))
+    with pytest.raises(torch.OutOfMemoryError):
+        worker.part(Shard(0, 0, 4), {})
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def worker_of(config: EvaluateConfig, gone: int = 0) -> EvaluateWorker:
+    """A worker in this process, for which the first images are gone."""
+    subject = read_subject(config, "an evaluation")
+    plan = read_plan(config, subject)
+    run_evaluation(config)
+    evaluation = Evaluation(open_run(Location(str(folder_of(config)))))
+    need = Resources("cpu", 1, 1, 0, loader_cpus=0, ahead=1, threads=1)
+    job = evaluate_job(config, subject, evaluation, plan, need)
+
+    def load(tables: Sequence[pa.Table]) -> Iterator[Batch]:
+        for number, table in enumerate(tables):
+            uris = table["uri"].to_pylist()
+            lost = [f"{uri}.gone" if i < gone and not number else uri for i, uri in enumerate(uris)]
+            place = table.column_names.index("uri")
+            changed = table.set_column(place, "uri", pa.array(lost))
+            yield load_batch(changed, job.reading, job.model.preprocessing)
+
+    return EvaluateWorker(job, load)
 
 
 def test_all_that_is_wrong_with_methods_is_told_at_once(config, tmp_path):
