@@ -89,15 +89,28 @@ class Preprocessing:
         Boxes are (left, top, right, bottom) in pixels of that image; a pixel is in a box where its
         middle is.
         """
-        resized = self.resized(height, width)
-        sides = zip(resized, (height, width), self.input_size, strict=True)
-        places = [middles(*side) for side in sides]
+        down, across = self._places(height, width)
         inside = np.zeros(self.input_size, bool)
         for left, top, right, bottom in boxes:
-            down = (places[0] >= top) & (places[0] < bottom)
-            across = (places[1] >= left) & (places[1] < right)
-            inside |= down[:, None] & across
+            rows, columns = (down >= top) & (down < bottom), (across >= left) & (across < right)
+            inside |= rows[:, None] & columns
         return inside
+
+    def cropped_mask(
+        self, mask: Bool[np.ndarray, "height width"]
+    ) -> Bool[np.ndarray, "crop_height crop_width"]:
+        """A mask of an image at the crop's pixels: what is beyond the image is not in it."""
+        height, width = mask.shape
+        down, across = self._places(height, width)
+        rows, columns = (np.floor(each).astype(int) for each in (down, across))
+        there = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
+        near = mask[np.clip(rows, 0, height - 1)][:, np.clip(columns, 0, width - 1)]
+        return near & there
+
+    def _places(self, height: int, width: int) -> list[Float[np.ndarray, " side"]]:
+        """Where the middles of the crop's pixels are in an image, down and across."""
+        sides = zip(self.resized(height, width), (height, width), self.input_size, strict=True)
+        return [middles(*side) for side in sides]
 
     def normalise(
         self, crops: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype
@@ -168,6 +181,19 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
         message = _one_line(error)
         status = "truncated" if "truncated" in message.lower() else "undecodable"
         return Decoded(status, message)
+
+
+def decode_mask(data: bytes, height: int, width: int) -> Bool[np.ndarray, "height width"]:
+    """The mask in an image file of that size: what is not 0 is in it. Raises ValueError."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if image.size != (width, height):
+                got = f"{image.width} x {image.height}"
+                raise ValueError(f"a mask is as large as its image, {width} x {height}; got {got}")
+            pixels = np.asarray(image.convert("RGBA" if "A" in image.mode else "RGB"))
+    except (Image.DecompressionBombError, UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ValueError(f"a mask is a PNG image; {_one_line(error)}") from error
+    return np.asarray(pixels[..., :3].any(-1))
 
 
 def _refuse_elongated(image: Image.Image, preprocessing: Preprocessing) -> None:

@@ -260,8 +260,9 @@ class EvaluateConfig:
     steps: int = 16
     """Steps of a curve of insertion, deletion or removal."""
     boxes: str | None = None
-    """Parquet, CSV or JSON lines with image_id, left, top, right, bottom (pixels of the file as
-    stored): where what matters lies, for pointing game and relevance mass."""
+    """Where what matters lies, for pointing game and relevance mass: Parquet, CSV or JSON lines
+    with image_id, left, top, right, bottom (pixels of the file as stored), or Parquet with image_id
+    and mask (PNG)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU a replica where the cluster has GPUs, else CPU cores."""
     replicas: int | None = None

@@ -1,6 +1,6 @@
 """`saliency evaluate`, whole: a finished run -> sample -> judge methods -> numbers and a plot."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from jobs.config import ConfigurationError, EvaluateConfig, Exit
 from jobs.evaluate_plan import Sample, draw
 from jobs.evaluate_replica import EvaluateReplica
 from jobs.evaluate_told import Evaluated
-from jobs.evaluate_worker import EvaluateJob
+from jobs.evaluate_worker import EvaluateJob, covered
 from jobs.explain import BATCH_SIZE, follow, stopping
 from jobs.options import read_options
 from jobs.plan import Shard, remaining
@@ -114,13 +114,23 @@ def read_plan(config: EvaluateConfig, subject: Subject) -> Plan:
     boxes = None
     if config.boxes is not None:
         try:
-            read = read_boxes(named(config.boxes, read_options(config.input_storage)))
-            boxes = read.only(sample.names)
+            boxes = _read_boxes(config.boxes, read_options(config.input_storage), subject, sample)
         except INPUT_ERRORS as error:
             problems.append(f"--boxes: {error}")
     if problems:
         raise ConfigurationError(problems)
     return Plan(methods, sample, boxes)
+
+
+def _read_boxes(url: str, options: Mapping[str, Any], subject: Subject, sample: Sample) -> Boxes:
+    """The boxes or masks of the sampled images. Raises ValueError for a mask that is none."""
+    boxes = read_boxes(named(url, options)).only(set(sample.names))
+    for name, size in zip(sample.names, sample.sizes, strict=True):
+        try:
+            covered(subject.prepared.model.preprocessing, boxes, name, size)
+        except ValueError as error:
+            raise ValueError(f"{url}: {name!r}: {error}") from error
+    return boxes
 
 
 def close(evaluation: Evaluation, plan: Plan) -> Evaluated:
@@ -216,11 +226,10 @@ def evaluate_job(
         threads=need.threads,
         finished=subject.run,
         shards=prepared.shards(),
-        sampled=plan.sample.rows,
-        targets=plan.sample.targets,
+        sample=plan.sample,
         methods=plan.methods,
         steps=config.steps,
-        boxes=None if plan.boxes is None else plan.boxes.of,
+        boxes=plan.boxes,
         seed=config.seed,
     )
 

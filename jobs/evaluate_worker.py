@@ -7,46 +7,44 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from explainer import Method, VitClassifier
 from explainer.evaluation import STAGES, Judge
+from explainer.preprocess import Preprocessing, decode_mask
 from explainer.sanity import Stage, randomised
+from jobs.evaluate_plan import Sample
 from jobs.plan import Shard
 from jobs.row_images import Load, RowImages
 from jobs.worker import Job, ShardReport
 from storage import evaluations
-from storage.boxes import Box
+from storage.boxes import Boxes
 from storage.evaluations import Evaluation, Part
 from storage.runs import Run
-
-KNOWN = ["row", "target_rank", "image_id", "width", "height"]
 
 
 @dataclass(frozen=True)
 class EvaluateJob(Job):
     """All that a replica needs to evaluate any shard; `run` is the evaluation's own.
 
-    A shard of this job is a run of the sample: `sampled` are rows of the manifest of the run that
-    is `evaluated`, `targets` the class of each; `shards` are that run's. `methods` are by the names
-    under which they are told. `boxes` are by image_id; None where none were given.
+    A shard of this job is a range of the `sample` of the images of the `finished` run, whose shards
+    are `shards`. `methods` are by the names under which they are told.
     """
 
     finished: Run
     shards: Sequence[Shard]
-    sampled: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    sample: Sample
     methods: Mapping[str, Method]
     steps: int
-    boxes: Mapping[str, Sequence[Box]] | None
+    boxes: Boxes | None
     seed: int
 
     def row_of(self, _shard: Shard, place: int) -> int:
         """The manifest's row of a place in the sample."""
-        return int(self.sampled[place])
+        return int(self.sample.rows[place])
 
 
 class EvaluateWorker:
@@ -78,7 +76,7 @@ class EvaluateWorker:
     def part(self, shard: Shard, skipped: Mapping[int, str]) -> Part:
         """What `evaluate_shard` publishes."""
         wanted = np.array([i for i in range(shard.start, shard.stop) if i not in skipped], np.int64)
-        loaded = self.images.loaded(self.job.sampled[wanted])
+        loaded = self.images.loaded(self.job.sample.rows[wanted])
         loaded.refuse_loss("")
         crashed = {self.job.row_of(shard, i): f"crashed: {why}" for i, why in skipped.items()}
         left_out = {**crashed, **loaded.left_out}
@@ -111,22 +109,21 @@ class EvaluateWorker:
         return None
 
     def _judged(self, chosen: NDArray[np.int64], crops: Tensor) -> pa.Table:
-        rows, targets = self.job.sampled[chosen], self.job.targets[chosen]
-        known = self._known(rows)
+        sample = self.job.sample.only(chosen)
         judge = Judge(
             self.job.model,
             crops.to(self.device),
-            torch.from_numpy(targets).to(self.device),
+            torch.from_numpy(sample.targets).to(self.device),
             self.job.steps,
             self._randomised,
-            self._cover(known),
+            self._cover(sample),
         )
         if not self.warm:  # what a first call of each costs besides is no method's cost
             for method in self.job.methods.values():
                 judge.maps(method, judge.crops)
             self.warm = True
         tables = [
-            _table(rows, known["image_id"], targets, name, metric, values.numpy())
+            _table(sample, name, metric, values.numpy())
             for name, method in self.job.methods.items()
             for metric, values in judge.metrics(method).items()
         ]
@@ -136,43 +133,36 @@ class EvaluateWorker:
     def _randomised(self) -> dict[Stage, VitClassifier]:
         return {stage: randomised(self.job.model, stage, self.job.seed) for stage in STAGES}
 
-    def _known(self, rows: NDArray[np.int64]) -> pa.Table:
-        """What the run knows of images, in the order of their rows."""
-        parts = []
-        for shard, inside in self.images.by_shard(rows):
-            part = self.job.finished.read_part(shard.index, KNOWN)
-            first = pc.equal(part["target_rank"], 0)
-            parts.append(part.filter(pc.and_(first, pc.is_in(part["row"], pa.array(inside)))))
-        return pa.concat_tables(parts).sort_by("row")
-
-    def _cover(self, known: pa.Table) -> Tensor | None:
-        """How much of each cell lies in the images' boxes."""
+    def _cover(self, sample: Sample) -> Tensor | None:
+        """How much of each cell lies in the images' boxes or masks."""
         if self.job.boxes is None:
             return None
-        preprocessing, grid = self.job.model.preprocessing, self.job.model.grid
-        places = [known[column].to_pylist() for column in ("image_id", "height", "width")]
+        model, boxes = self.job.model, self.job.boxes
         inside = [
-            preprocessing.covered(self.job.boxes.get(name, ()), height, width)
-            for name, height, width in zip(*places, strict=True)
+            covered(model.preprocessing, boxes, name, size)
+            for name, size in zip(sample.names, sample.sizes, strict=True)
         ]
         pixels = torch.from_numpy(np.stack(inside)).float()[:, None]
-        return torch.nn.functional.adaptive_avg_pool2d(pixels, grid)[:, 0].to(self.device)
+        return adaptive_avg_pool2d(pixels, model.grid)[:, 0].to(self.device)
 
 
-def _table(
-    rows: NDArray[np.int64],
-    names: pa.ChunkedArray,
-    targets: NDArray[np.int64],
-    method: str,
-    metric: str,
-    values: NDArray[np.float64],
-) -> pa.Table:
+def covered(
+    preprocessing: Preprocessing, boxes: Boxes, name: str, size: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Which pixels of an image's crop lie in its boxes or its mask. Raises ValueError for a mask
+    that is none of an image of that `size` (height, width)."""
+    if name in boxes.masks:
+        return preprocessing.cropped_mask(decode_mask(boxes.masks[name], *size))
+    return preprocessing.covered(boxes.of.get(name, ()), *size)
+
+
+def _table(sample: Sample, method: str, metric: str, values: NDArray[np.float64]) -> pa.Table:
     columns = {
-        "row": rows,
-        "image_id": names,
-        "target": targets.astype(np.int32),
-        "method": [method] * len(rows),
-        "metric": [metric] * len(rows),
+        "row": sample.rows,
+        "image_id": sample.names,
+        "target": sample.targets.astype(np.int32),
+        "method": [method] * len(values),
+        "metric": [metric] * len(values),
         "value": pa.array(values, from_pandas=True),  # NaN is null
     }
     return pa.table(columns, schema=evaluations.numbers())

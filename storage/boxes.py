@@ -1,5 +1,6 @@
-"""Boxes of images, from a table that a user names: where what matters is known to lie."""
+"""Boxes or masks of images, from a table that a user names: where what matters is known to lie."""
 
+import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,7 +11,6 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from storage.digests import table_digest
 from storage.formats import damage_is_bad_input
 from storage.json_lines import refuse_fatal
 from storage.locations import Location
@@ -18,6 +18,7 @@ from storage.locations import Location
 CORNERS = ("left", "top", "right", "bottom")
 # Given beforehand, as Arrow guesses: an id 007 stays one.
 SCHEMA = pa.schema([("image_id", pa.string()), *((name, pa.float64()) for name in CORNERS)])
+MASKS = pa.schema([("image_id", pa.string()), ("mask", pa.binary())])
 Box = tuple[float, float, float, float]
 
 
@@ -27,26 +28,32 @@ class BoxesError(ValueError):
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes by image_id, as (left, top, right, bottom) in pixels of the file as stored."""
+    """By image_id, boxes (left, top, right, bottom) in pixels of the file as stored, or a mask as
+    an encoded image of the same size, where what is not 0 is inside."""
 
     of: Mapping[str, Sequence[Box]]
+    masks: Mapping[str, bytes]
     digest: str
 
     def only(self, images: Collection[str]) -> "Boxes":
         """Those of some images; the digest stays the file's. Raises BoxesError for none."""
         chosen = {name: boxes for name, boxes in self.of.items() if name in images}
-        if not chosen:
+        masks = {name: mask for name, mask in self.masks.items() if name in images}
+        if not chosen and not masks:
+            known = min([*self.of, *self.masks], default=None)
             raise BoxesError(
-                f"none of {len(images)} images has a box: an image_id of the run is "
-                f"{next(iter(images), None)!r}, one of the boxes {next(iter(self.of), None)!r}"
+                f"none of {len(images)} images has a box or mask: an image_id of the run is "
+                f"{min(images, default=None)!r}, one of the file {known!r}"
             )
-        return Boxes(chosen, self.digest)
+        return Boxes(chosen, masks, self.digest)
 
 
 def read_boxes(location: Location) -> Boxes:
-    """The boxes of a Parquet, CSV or JSON-lines file with columns image_id and CORNERS.
+    """The boxes of a Parquet, CSV or JSON-lines file with columns image_id and CORNERS, or the
+    masks of a Parquet file with columns image_id and mask.
 
-    An image may have several, or none. Raises BoxesError, FileNotFoundError, StorageUnavailable.
+    An image may have several boxes, or none. Raises BoxesError, FileNotFoundError,
+    StorageUnavailable.
     """
     suffix = next((known for known in READERS if location.name.lower().endswith(known)), None)
     if suffix is None:
@@ -54,17 +61,38 @@ def read_boxes(location: Location) -> Boxes:
     data = location.read()
     try:
         with damage_is_bad_input():
-            table = READERS[suffix](data).select(SCHEMA.names).cast(SCHEMA)
+            table = READERS[suffix](data)
+            schema = MASKS if "mask" in table.column_names else SCHEMA
+            table = table.select(schema.names).cast(schema)
     except (KeyError, ValueError) as error:
-        rule = f"{location} needs columns image_id, {', '.join(CORNERS)}, the latter in pixels"
+        rule = (
+            f"{location} needs columns image_id, {', '.join(CORNERS)}, the latter in pixels, or "
+            "image_id and mask in Parquet"
+        )
         raise BoxesError(f"{rule}; {' '.join(str(error).split())}") from error
+    digest = hashlib.sha256(data).hexdigest()
+    if schema is MASKS:
+        return Boxes({}, _masks(table, location), digest)
+    return Boxes(_boxes(table, location), {}, digest)
+
+
+def _boxes(table: pa.Table, location: Location) -> dict[str, list[Box]]:
     found: dict[str, list[Box]] = defaultdict(list)
     for name, *corners in zip(*(column.to_pylist() for column in table.columns), strict=True):
         if name is None or None in corners or not _is_box(*corners):
             rule = "left < right and top < bottom"
             raise BoxesError(f"{location}: {corners} of {name!r} is no box: {rule}")
         found[name].append((corners[0], corners[1], corners[2], corners[3]))
-    return Boxes(dict(found), table_digest(table))
+    return dict(found)
+
+
+def _masks(table: pa.Table, location: Location) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for name, mask in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        if name is None or mask is None or name in found:
+            raise BoxesError(f"{location}: an image has one mask, and {name!r} has none or two")
+        found[name] = mask
+    return found
 
 
 def _is_box(left: float, top: float, right: float, bottom: float) -> bool:
@@ -72,7 +100,7 @@ def _is_box(left: float, top: float, right: float, bottom: float) -> bool:
 
 
 def _read_parquet(data: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(data), columns=SCHEMA.names)
+    return pq.read_table(io.BytesIO(data))
 
 
 def _read_csv(data: bytes) -> pa.Table:

@@ -7,7 +7,10 @@ import torch
 
 from explainer import ReciproCam, VitClassifier, explain
 from explainer.coverage import reduced
+from explainer.evaluation import Judge
 from explainer.head import SplitClassifier
+from explainer.methods import BASELINES, parse
+from explainer.sanity import randomised
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -88,3 +91,22 @@ def test_a_split_classifier_rounds_its_weights_and_not_its_features():
         got = SplitClassifier(linear, torch.float16)(features)
     assert got.dtype == torch.float32
     assert (got - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", [*BASELINES, "rise:64"])
+def test_other_methods_and_their_numbers_are_those_of_the_cpu(name, build, random_crops):
+    model = build("class token", torch.float64)
+    crops, targets = random_crops(model), torch.tensor([0, 1, 2])
+    crops = crops[:3]
+    expected = explain(model, crops, target="all", method=name).scores
+    on_cpu = Judge(model, crops, targets, 4, {}).metrics(parse(name))
+    model.vit.to("cuda")
+    got = explain(model, crops.cuda(), target="all", method=name).scores
+    assert (got.cpu() - expected).abs().max() <= 1e-7 * (expected.amax() - expected.amin())
+    shuffled = {"all": randomised(model, "all", 0)}
+    cover = torch.ones(3, *model.grid, device="cuda")
+    judge = Judge(model, crops.cuda(), targets.cuda(), 4, shuffled, cover)
+    on_gpu = judge.metrics(parse(name))
+    for metric in on_cpu.keys() - {"cost", "coherency", "adcc"}:  # a level of 255 may round apart
+        assert on_gpu[metric].tolist() == pytest.approx(on_cpu[metric].tolist(), abs=1e-3), metric
+    assert all(values.device.type == "cpu" for values in on_gpu.values())

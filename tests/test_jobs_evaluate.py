@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from explainer import decode
@@ -27,7 +28,7 @@ from jobs.cluster import Resources
 from jobs.config import ConfigurationError, EvaluateConfig, Exit
 from jobs.evaluate import by_method, evaluate, evaluate_job, read_plan
 from jobs.evaluate_plan import draw
-from jobs.evaluate_worker import EvaluateWorker
+from jobs.evaluate_worker import EvaluateWorker, covered
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
 from jobs.subject import read_subject
@@ -205,13 +206,60 @@ def test_boxes_tell_where_what_matters_lies(config, tmp_path):
     assert "Pointing" in told
 
 
+def test_masks_are_boxes_of_any_shape_and_as_large_as_their_images(config, tmp_path):
+    known = pq.read_table(Path(config.run) / "explanations").to_pylist()
+    ids = [row["image_id"] for row in known]
+    halves = []
+    for row in known:
+        mask = np.zeros((row["height"], row["width"]), np.uint8)
+        mask[:, : row["width"] // 2] = 255
+        halves.append(png_of(mask))
+    pq.write_table(pa.table({"image_id": ids, "mask": halves}), tmp_path / "masks.parquet")
+    sides = {"left": 0, "top": 0, "right": [row["width"] // 2 for row in known]}
+    sides |= {"bottom": [row["height"] for row in known]}
+    boxes = [
+        {"image_id": name} | {key: s if isinstance(s, int) else s[i] for key, s in sides.items()}
+        for i, name in enumerate(ids)
+    ]
+    pq.write_table(pa.Table.from_pylist(boxes), tmp_path / "boxes.parquet")
+    of_masks, of_boxes = (
+        read_plan(
+            replace(config, boxes=str(tmp_path / f"{name}.parquet")),
+            read_subject(config, "an evaluation"),
+        )
+        for name in ("masks", "boxes")
+    )
+    preprocessing = read_subject(config, "an evaluation").prepared.model.preprocessing
+    for name, size in zip(of_masks.sample.names, of_masks.sample.sizes, strict=True):
+        by_mask, by_box = (
+            covered(preprocessing, plan.boxes, name, size) for plan in (of_masks, of_boxes)
+        )
+        assert 0.2 < by_mask.mean() < 0.8
+        np.testing.assert_array_equal(by_mask, by_box)
+    bad = [png_of(np.zeros((3, 4), np.uint8))] * len(ids)
+    pq.write_table(pa.table({"image_id": ids, "mask": bad}), tmp_path / "bad.parquet")
+    with pytest.raises(ConfigurationError, match=r"a mask is as large as its image, .*; got 4 x 3"):
+        run_evaluation(replace(config, boxes=str(tmp_path / "bad.parquet")))
+    pq.write_table(pa.table({"image_id": ids, "mask": [b"x"] * len(ids)}), tmp_path / "no.parquet")
+    with pytest.raises(ConfigurationError, match="a mask is a PNG image; Unidentified"):
+        run_evaluation(replace(config, boxes=str(tmp_path / "no.parquet")))
+
+
+def png_of(mask: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, "PNG")
+    return content.getvalue()
+
+
 def test_boxes_of_other_images_are_refused_before_anything_is_judged(config, tmp_path):
     (tmp_path / "boxes.csv").write_text("image_id,left,top,right,bottom\n007,1,2,3,4\n")
     with pytest.raises(ConfigurationError) as error:
         run_evaluation(replace(config, boxes=str(tmp_path / "boxes.csv")))
     (line,) = error.value.problems
-    assert line.startswith("--boxes: none of 12 images has a box: an image_id of the run is 'ant/")
-    assert line.endswith("one of the boxes '007'")
+    assert line.startswith(
+        "--boxes: none of 12 images has a box or mask: an image_id of the run is 'ant/"
+    )
+    assert line.endswith("one of the file '007'")
 
 
 @pytest.mark.parametrize(("gone", "refused"), [(1, False), (3, True)])
@@ -222,7 +270,7 @@ def test_images_that_are_gone_are_left_out_and_the_part_says_why(config, gone, r
             worker.part(Shard(0, 0, 4), {})
         return
     part = worker.part(Shard(0, 0, 4), {3: "ends the work on it"})
-    sampled = worker.job.sampled.tolist()
+    sampled = worker.job.sample.rows.tolist()
     assert set(part.numbers["row"].to_pylist()) == set(sampled[1:3])
     assert part.left_out[sampled[0]].startswith("missing: ")
     assert part.left_out[sampled[3]] == "crashed: ends the work on it"

@@ -41,7 +41,11 @@ def test_boxes_are_read_by_image_from_each_format(name, tmp_path):
     [
         ("boxes.txt", "", r"boxes.txt must end in .parquet, .csv, .jsonl$"),
         ("a.csv", "image_id,left,top,right\na,1,2,3\n", "needs columns image_id, left, top, right"),
-        ("b.csv", f"{HEAD}a,1,2,x,4\n", "the latter in pixels; .*"),
+        (
+            "b.csv",
+            f"{HEAD}a,1,2,x,4\n",
+            "the latter in pixels, or image_id and mask in Parquet; .*",
+        ),
         (
             "c.csv",
             f"{HEAD}a,5,2,3,4\n",
