@@ -34,8 +34,8 @@ out = Console(soft_wrap=True, highlight=False)
 def main() -> None:
     """Measure, and print a Markdown table."""
     parser = argparse.ArgumentParser(description="Sweep a gamma on maps.")
-    parser.add_argument("--images", type=int, default=200)
-    parser.add_argument("--methods", default="reciprocam,reciprocam:-1,relevance,center")
+    parser.add_argument("--images", type=int, default=100)
+    parser.add_argument("--methods", default="reciprocam,reciprocam:-1,relevance")
     options = parser.parse_args()
     out.print(describe("torch", "timm"))
     content = MODEL.read_bytes(), MODEL.name, (MODEL.parent / "config.json").read_bytes()
