@@ -48,5 +48,5 @@ def test_every_test_that_the_readme_names_as_a_guarantee_exists():
 # Options of other programs, and of the benchmarks.
 OTHERS = {"check", "threads", "repeats", "methods", "batch", "out", "epochs", "seed", "every"} | {
     *("models", "carriers", "clean", "reuse", "tune", "tuning", "seconds", "rows", "width"),
-    *("parts", "rounds", "log", "report", "cases", "only"),
+    *("parts", "rounds", "log", "report", "cases", "only", "base"),
 }
