@@ -124,12 +124,13 @@ def read_plan(config: EvaluateConfig, subject: Subject) -> Plan:
 
 def _read_boxes(url: str, options: Mapping[str, Any], subject: Subject, sample: Sample) -> Boxes:
     """The boxes or masks of the sampled images. Raises ValueError for a mask that is none."""
-    boxes = read_boxes(named(url, options)).only(set(sample.names))
+    location = named(url, options)  # which shows no signature
+    boxes = read_boxes(location).only(set(sample.names))
     for name, size in zip(sample.names, sample.sizes, strict=True):
         try:
             covered(subject.prepared.model.preprocessing, boxes, name, size)
         except ValueError as error:
-            raise ValueError(f"{url}: {name!r}: {error}") from error
+            raise ValueError(f"{location}: {name!r}: {error}") from error
     return boxes
 
 
