@@ -8,6 +8,7 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
@@ -185,6 +186,9 @@ def _panel(axes: Axes, metric: str, scores: Sequence[Score], methods: Sequence[s
     axes.errorbar(values, places, xerr=[lows, highs], fmt="o", markersize=4, capsize=2)
     if metric == "cost":
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(-0.5, len(methods) - 0.5)
     axes.set_yticks(range(len(methods)), list(reversed(methods)))
     axes.set_title(f"{TITLES[metric]} {ARROWS[BETTER[metric]]}", fontsize=10)
     axes.tick_params(labelsize=8)
