@@ -22,6 +22,7 @@ from torch import Tensor
 from explainer.pixels import KERNELS, centred, middles, resized, rgb_pixels, statistics
 
 CROP_MODES = ("center", "squash", "border")
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
@@ -82,7 +83,7 @@ class Preprocessing:
         return round(height / ratio), round(width / ratio)
 
     def covered(
-        self, boxes: Sequence[tuple[float, float, float, float]], height: int, width: int
+        self, boxes: Sequence[Box], height: int, width: int
     ) -> Bool[np.ndarray, "crop_height crop_width"]:
         """Which pixels of the crop lie within boxes of an image of `height` and `width`.
 
@@ -106,6 +107,16 @@ class Preprocessing:
         there = ((rows >= 0) & (rows < height))[:, None] & (columns >= 0) & (columns < width)
         near = mask[np.clip(rows, 0, height - 1)][:, np.clip(columns, 0, width - 1)]
         return near & there
+
+    def seen(self, height: int, width: int) -> Box:
+        """The part of an image of `height` and `width` that the crop shows, in its pixels: left,
+        top, right, bottom. It reaches beyond an image that is padded."""
+        top, bottom, left, right = (
+            float(end)
+            for middle in self._places(height, width)
+            for end in (1.5 * middle[0] - middle[1] / 2, 1.5 * middle[-1] - middle[-2] / 2)
+        )
+        return left, top, right, bottom
 
     def _places(self, height: int, width: int) -> list[Float[np.ndarray, " side"]]:
         """Where the middles of the crop's pixels are in an image, down and across."""
@@ -181,6 +192,19 @@ def decode(data: bytes, preprocessing: Preprocessing) -> Decoded:
         message = _one_line(error)
         status = "truncated" if "truncated" in message.lower() else "undecodable"
         return Decoded(status, message)
+
+
+def decode_whole(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """All pixels of an image file, lying as stored: what `decode` crops. Raises ValueError."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+            if image.format == "EPS":
+                raise ValueError("EPS is a program, and none is run")
+            return np.ascontiguousarray(rgb_pixels(image, data)[..., :3])
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `decode`: Pillow's plugins raise anything
+        raise ValueError(_one_line(error)) from error
 
 
 def decode_mask(data: bytes, height: int, width: int) -> Bool[np.ndarray, "height width"]:

@@ -7,23 +7,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.text import Text
 
+from explainer.plot import colours
+
 CELL_SIDE = 24
 MARGIN = 12
 SCALE_WIDTH = 14
-# Anchors of matplotlib's inferno (Smith and van der Walt, CC0): perceptually uniform.
-INFERNO = np.array(
-    [
-        [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85],
-        [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
-    ]
-)  # fmt: skip
-
-
-def colours(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Map values in [0, 1] to colours; the shape gains a last axis of red, green and blue."""
-    positions = np.linspace(0, 1, len(INFERNO))
-    channels = [np.interp(values, positions, INFERNO[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
 def png(mean: NDArray[np.floating], name: str, count: int) -> bytes:

@@ -1,6 +1,7 @@
 """Which images a configuration means: its manifest, and the run that it extends."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +9,13 @@ import pyarrow as pa
 from jobs.config import ExplainConfig, InputConfig
 from storage.columns import ColumnNames
 from storage.locations import Location
-from storage.manifests import Manifest, read_folder, read_manifest
+from storage.manifests import (
+    Manifest,
+    ManifestError,
+    read_folder,
+    read_manifest,
+    read_stored,
+)
 from storage.runs import FINISHED, Run, differences, open_run
 from storage.selection import Selection
 from storage.trust import named
@@ -44,6 +51,34 @@ def selection_of(config: InputConfig, known: pa.Array | None) -> Selection:
         seed=config.seed,
         limit=config.limit,
     )
+
+
+def input_of(run: Run) -> InputConfig:
+    """The images that a run was asked for, from its run.json; without options of their store."""
+    asked = run.description.get("config", {}).get("input", {})
+    known = {field.name for field in fields(InputConfig)} - {"storage"}
+    return InputConfig(**{key: value for key, value in asked.items() if key in known})
+
+
+def selects_everything(config: InputConfig) -> bool:
+    """Whether all images are meant that --images or --manifest names."""
+    known = None if config.extend is None else pa.array([], pa.string())
+    return selection_of(config, known).is_everything
+
+
+def stored_manifest(run: Run, options: Mapping[str, Any]) -> Manifest:
+    """The manifest that a run was made from: its own manifest.parquet, or the Parquet list, which
+    is read with `options`. Raises ManifestError, StorageUnavailable."""
+    if run.manifest.name in run.root.names():
+        return read_stored(run.manifest)
+    missing = ManifestError(f"{run.manifest} is missing")
+    config = input_of(run)
+    if config.manifest is None or not selects_everything(config):
+        raise missing
+    manifest = read_images(config, None, options)
+    if manifest.given is None:
+        raise missing
+    return manifest
 
 
 def extended_run(config: ExplainConfig, options: Mapping[str, Any]) -> Run | None:

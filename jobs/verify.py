@@ -2,23 +2,21 @@
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import Any
 
-import pyarrow as pa
 from rich.console import Console
 
 from jobs.aggregate import Aggregate, sum_part, tasks_of
-from jobs.config import ConfigurationError, Exit, InputConfig
-from jobs.images import read_images, selection_of
+from jobs.config import ConfigurationError, Exit
 from jobs.options import read_options
 from jobs.partcheck import Rule, form_problems, manifest_problems, row_problems
 from jobs.plan import Shard, planned
 from jobs.totals import total_problems, unlike
 from storage.columns import to_store
-from storage.manifests import Manifest, ManifestError, read_stored
+from storage.manifests import ManifestError
 from storage.parts import PartsDamaged, in_order, read_whole
 from storage.rows import RowSource
 from storage.runs import FINISHED, NotARun, Run, fingerprint, open_run, part_name
@@ -135,13 +133,10 @@ def _check_description(found: Verification) -> None:
 def _plan(found: Verification, options: Mapping[str, Any]) -> Planned:
     """The run's manifest, compared with run.json, and the shards that follow from it."""
     described = found.run.description
-    asked = described.get("config", {}).get("input", {})
-    known = {f.name for f in fields(InputConfig)} - {"storage"}
-    config = InputConfig(**{key: value for key, value in asked.items() if key in known})
-    of_extension = None if config.extend is None else pa.array([], pa.string())
-    is_everything = selection_of(config, of_extension).is_everything
+    config = input_of(found.run)
+    is_everything = selects_everything(config)
     try:
-        manifest = _manifest(found.run, config, is_everything, options)
+        manifest = stored_manifest(found.run, options)
     except ManifestError as error:
         found.problems.append(f"manifest: {error}; rows were not compared with it")
         return Planned(None, None)
@@ -154,21 +149,6 @@ def _plan(found: Verification, options: Mapping[str, Any]) -> Planned:
         return Planned(None, None)
     shards = planned(found.rows, groups, int(described["shard_size"]), found.rule.targets)
     return Planned(manifest.source(found.run.manifest) if is_whole else None, shards)
-
-
-def _manifest(
-    run: Run, config: InputConfig, is_everything: bool, options: Mapping[str, Any]
-) -> Manifest:
-    """The run's own manifest.parquet, or the Parquet list that it was planned from."""
-    if run.manifest.name in run.root.names():
-        return read_stored(run.manifest)
-    missing = ManifestError(f"{run.manifest} is missing")
-    if config.manifest is None or not is_everything:
-        raise missing
-    manifest = read_images(config, None, options)
-    if manifest.given is None:
-        raise missing
-    return manifest
 
 
 def _summary(found: Verification) -> dict[str, Any] | None:

@@ -1,0 +1,98 @@
+"""A finished run as people look at it: its rows, maps and images, without its model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+
+from explainer.preprocess import Preprocessing
+from jobs.config import ConfigurationError
+from jobs.images import input_of, may_be_local, stored_manifest
+from jobs.options import read_options
+from storage.images import Fetched, Reading, fetch
+from storage.manifests import ManifestError
+from storage.rows import RowSource
+from storage.runs import FINISHED, NotARun, Run, open_run
+from storage.trust import named
+
+# A snapshot's row groups hold so many rows: fewer at once would read them several times.
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run whose every row is written; `source` are its manifest's rows."""
+
+    run: Run
+    summary: Mapping[str, Any]
+    source: RowSource
+    reading: Reading
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a saliency map."""
+        rows, columns = self.run.description["grid"]
+        return int(rows), int(columns)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How the run's images were cropped: which part of an image a map lies on."""
+        stored = self.run.description["fingerprint_of"]["preprocessing"]
+        return Preprocessing(
+            **{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
+        )
+
+    def files(self, rows: Sequence[int]) -> Iterator[tuple[int, Fetched]]:
+        """The image files of rows of the manifest, which are rising, each with its own error.
+
+        Raises StorageUnavailable, and ValueError where the manifest is no longer the run's.
+        """
+        start = 0
+        while start < len(rows):
+            stop = start + 1
+            while stop < len(rows) and rows[stop] < rows[start] + ROWS_AT_ONCE:
+                stop += 1
+            wanted = rows[start:stop]
+            table = self.source.read(wanted[0], wanted[-1] + 1)
+            chosen = table.take(pa.array([row - wanted[0] for row in wanted]))
+            yield from zip(wanted, fetch(chosen, self.reading), strict=True)
+            start = stop
+
+
+def open_finished(url: str, input_storage: str | None, output_storage: str | None) -> Finished:
+    """The run at `url`, which must be finished; the storages are JSON files of fsspec options.
+
+    The run is read by those of `output_storage`, its images by those of `input_storage`. Raises
+    ConfigurationError with all that is wrong; StorageUnavailable.
+    """
+    problems: list[str] = []
+    options: dict[str, Any] = {}
+    try:
+        options = read_options(input_storage)
+    except (OSError, ValueError) as error:
+        problems.append(f"--input-storage: {error}")
+    try:
+        run = open_run(named(url, read_options(output_storage)))
+        summary = finished_summary(run)
+        source = stored_manifest(run, options).source(run.manifest)
+    except (NotARun, ManifestError, OSError, ValueError, ImportError) as error:
+        raise ConfigurationError([*problems, f"RUN: {error}"]) from error
+    if problems:
+        raise ConfigurationError(problems)
+    asked = input_of(run)
+    return Finished(
+        run, summary, source, Reading(options, asked.uri_column, allow_local=may_be_local(asked))
+    )
+
+
+def finished_summary(run: Run) -> Mapping[str, Any]:
+    """summary.json of a finished run. Raises ValueError where it is not finished."""
+    summary = run.read_summary() or {"state": "not started"}
+    if summary["state"] not in FINISHED or "parts_digest" not in summary:
+        raise ValueError(
+            f"{run.root} is not finished (state: {summary['state']}); the `saliency explain` that "
+            "made it does the rest"
+        )
+    return summary
