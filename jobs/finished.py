@@ -39,10 +39,11 @@ class Finished:
     @cached_property
     def preprocessing(self) -> Preprocessing:
         """How the run's images were cropped: which part of an image a map lies on."""
-        stored = self.run.description["fingerprint_of"]["preprocessing"]
-        return Preprocessing(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()}
-        )
+        stored: Mapping[str, Any] = self.run.description["fingerprint_of"]["preprocessing"]
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()
+        }
+        return Preprocessing(**values)
 
     def files(self, rows: Sequence[int]) -> Iterator[tuple[int, Fetched]]:
         """The image files of rows of the manifest, which are rising, each with its own error.

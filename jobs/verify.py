@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jobs.aggregate import Aggregate, sum_part, tasks_of
 from jobs.config import ConfigurationError, Exit
+from jobs.images import input_of, selects_everything, stored_manifest
 from jobs.options import read_options
 from jobs.partcheck import Rule, form_problems, manifest_problems, row_problems
 from jobs.plan import Shard, planned
