@@ -5,8 +5,9 @@ import os
 import secrets
 import sys
 import traceback
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -54,6 +55,24 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write what a finished run and its audit found as one HTML file, which needs no network."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory: a path or a URL (s3://...)."""
+    out: str | None = None
+    """Where the page goes: a path or a URL. Default: report.html in the run's directory."""
+    audit: str | None = None
+    """Which of the run's audits is told. Default: the one that ended last."""
+    pictures: bool = True
+    """Show images of the dataset; without them the images are not read."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading images and manifest."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for reading the run and writing the page."""
+
+
+@dataclass(frozen=True)
 class Verify:
     """Check that a run is whole: every row, part, digest and total; exits 1 with a list if not."""
 
@@ -63,13 +82,14 @@ class Verify:
     """JSON file of fsspec options for reading the run and its manifest."""
 
 
-AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Verify
+AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Report | Verify
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
 )
 
@@ -90,7 +110,7 @@ def run(command: AnyCommand) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True)
     set_ray_environment(
-        None if isinstance(command, Demo | Export | Verify) else command.execution.address
+        None if isinstance(command, Demo | Export | Report | Verify) else command.execution.address
     )
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
@@ -98,7 +118,7 @@ def run(command: AnyCommand) -> Exit:
     from storage.runs import FingerprintMismatch, NotARun
 
     try:
-        return _start(command, console)
+        return STARTS[type(command)](command, console)
     except NothingNew as error:
         console.print(f"{error}; nothing to do", markup=False)
         return Exit.COMPLETE
@@ -116,31 +136,59 @@ def run(command: AnyCommand) -> Exit:
         return Exit.BUG
 
 
-def _start(command: AnyCommand, console: Console) -> Exit:
-    if isinstance(command, Demo):
-        from jobs.demo import demo
+def _demo(command: Demo, console: Console) -> Exit:
+    from jobs.demo import demo
 
-        return demo(command.out, command.images, command.output_storage, console)
-    if isinstance(command, Export):
-        from jobs.export import Request, export
+    return demo(command.out, command.images, command.output_storage, console)
 
-        storages = command.input_storage, command.output_storage
-        return export(Request(command.run, command.out, command.sort_by, *storages), console)
-    if isinstance(command, Verify):
-        from jobs import verify
 
-        return verify.verify(verify.Request(command.run, command.input_storage), console)
-    if isinstance(command, AuditConfig):
-        from jobs.audit import audit
+def _export(command: Export, console: Console) -> Exit:
+    from jobs.export import Request, export
 
-        return audit(command, console).code
-    if isinstance(command, EvaluateConfig):
-        from jobs.evaluate import evaluate
+    storages = command.input_storage, command.output_storage
+    return export(Request(command.run, command.out, command.sort_by, *storages), console)
 
-        return evaluate(command, console)
+
+def _report(command: Report, console: Console) -> Exit:
+    from jobs.report import Request, report
+
+    return report(Request(**asdict(command)), console)
+
+
+def _verify(command: Verify, console: Console) -> Exit:
+    from jobs.verify import Request, verify
+
+    return verify(Request(command.run, command.input_storage), console)
+
+
+def _audit(command: AuditConfig, console: Console) -> Exit:
+    from jobs.audit import audit
+
+    return audit(command, console).code
+
+
+def _evaluate(command: EvaluateConfig, console: Console) -> Exit:
+    from jobs.evaluate import evaluate
+
+    return evaluate(command, console)
+
+
+def _explain(command: ExplainConfig, console: Console) -> Exit:
     from jobs.explain import explain
 
     return explain(command, console)
+
+
+# What each command does; nothing that it needs is imported before it is asked for.
+STARTS: dict[type[AnyCommand], Callable[[Any, Console], Exit]] = {
+    Demo: _demo,
+    Export: _export,
+    Report: _report,
+    Verify: _verify,
+    AuditConfig: _audit,
+    EvaluateConfig: _evaluate,
+    ExplainConfig: _explain,
+}
 
 
 def set_ray_environment(address: str | None) -> None:

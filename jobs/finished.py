@@ -1,5 +1,6 @@
 """A finished run as people look at it: its rows, maps and images, without its model."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from storage.trust import named
 
 # A snapshot's row groups hold so many rows: fewer at once would read them several times.
 ROWS_AT_ONCE = 4096
+IMAGES_AT_ONCE = 64  # in memory together
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,12 @@ class Finished:
         """
         start = 0
         while start < len(rows):
-            stop = start + 1
-            while stop < len(rows) and rows[stop] < rows[start] + ROWS_AT_ONCE:
-                stop += 1
-            wanted = rows[start:stop]
+            stop = bisect_left(rows, rows[start] + ROWS_AT_ONCE)
+            wanted = rows[start : min(stop, start + IMAGES_AT_ONCE)]
             table = self.source.read(wanted[0], wanted[-1] + 1)
             chosen = table.take(pa.array([row - wanted[0] for row in wanted]))
             yield from zip(wanted, fetch(chosen, self.reading), strict=True)
-            start = stop
+            start += len(wanted)
 
 
 def open_finished(url: str, input_storage: str | None, output_storage: str | None) -> Finished:

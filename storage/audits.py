@@ -7,13 +7,18 @@ breadcrumbs/<n>.json                  which images were in hand, once a class ha
 findings.parquet  findings.json  carriers.parquet  statistics.parquet  summary.json
 """
 
+import io
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.exports import entries
 from storage.locations import Location
-from storage.runs import Run, fingerprint, open_or_create
+from storage.runs import Run, fingerprint, open_or_create, open_run
 
 _CLASS = re.compile(r"(\d{8,})\.json")
 
@@ -46,6 +51,10 @@ class Audit:
         """Where the picture of a cue's evidence goes."""
         return self.run.root.child("evidence", f"{target:05d}-{cue}.png")
 
+    def table(self, place: Location) -> pa.Table:
+        """One of its tables: findings, statistics or carriers."""
+        return pq.read_table(io.BytesIO(place.read()))
+
     def _class(self, target: int) -> Location:
         return self.run.root.child("classes", f"{target:08d}.json")
 
@@ -57,6 +66,33 @@ def open_or_create_audit(run: Run, identity: Mapping[str, Any]) -> Audit:
     """
     name = fingerprint(identity)[:16]
     return Audit(open_or_create(run.root.child("audit", name), {"fingerprint_of": identity}))
+
+
+def chosen_audit(run: Run, parts_digest: str, wanted: str | None = None) -> Audit | None:
+    """The audit of a run that is `wanted`, else of those of its present parts the one that ended
+    last, a complete one if there is one; None where there is none.
+
+    Raises ValueError for an audit that is not there, has not ended or is of other parts.
+    """
+    found: dict[tuple[bool, str, str], Audit] = {}
+    problems = {}
+    for name in entries(run.root.child("audit")):
+        audit = Audit(open_run(run.root.child("audit", name)))
+        summary = audit.run.read_summary() or {}
+        of = audit.run.description["fingerprint_of"].get("parts_digest")
+        if of != parts_digest:
+            problems[name] = f"is of parts with the digest {of}, and the run has {parts_digest}"
+        elif "ended" not in summary or "findings.parquet" not in audit.run.root.names():
+            problems[name] = "has not ended: the `saliency audit` that began it does the rest"
+        else:
+            found[summary["state"] == "complete", summary["ended"], name] = audit
+    if wanted is not None:
+        of_name = {key[-1]: audit for key, audit in found.items()}
+        if wanted not in of_name:
+            why = problems.get(wanted, f"is not there; there is {', '.join(of_name) or 'none'}")
+            raise ValueError(f"audit {wanted} of {run.root} {why}")
+        return of_name[wanted]
+    return found[max(found)] if found else None
 
 
 def encode(value: Mapping[str, Any]) -> bytes:

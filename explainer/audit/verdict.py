@@ -8,7 +8,7 @@ gone: the object is still there, and does not help. Where an object is cut, carr
 the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -88,13 +88,19 @@ def findings(classes: Sequence[ClassEvidence]) -> list[Finding]:
 
 
 def worst(found: Sequence[Finding]) -> dict[int, Verdict]:
-    """The worst verdict on each class; a cue that too few images carry to test it is none on it."""
+    """The worst verdict on each class."""
+    return worst_of((f.evidence.target, f.cue, f.verdict) for f in found)
+
+
+def worst_of(found: Iterable[tuple[int, int | None, Verdict]]) -> dict[int, Verdict]:
+    """The worst verdict on each class, of (class, cue or None, verdict).
+
+    A cue that too few images carry to test it is no verdict on its class.
+    """
     order = list(Verdict)
     result: dict[int, Verdict] = {}
-    for finding in found:
-        target, verdict = finding.evidence.target, finding.verdict
-        if finding.cue is not None and verdict is Verdict.UNTESTABLE:
-            verdict = Verdict.CLEARED
+    for target, cue, told in found:
+        verdict = Verdict.CLEARED if cue is not None and told is Verdict.UNTESTABLE else told
         result[target] = min(result.get(target, verdict), verdict, key=order.index)
     return result
 
