@@ -128,9 +128,9 @@ def scan_table(
     explained = table.filter(pc.equal(table["status"], "ok"))
     if not len(explained):
         return result
-    called = explained.select(["predicted", "predicted_name"]).group_by(["predicted"])
-    named = called.aggregate([("predicted_name", "first")]).to_pydict()
-    result.names = dict(zip(named["predicted"], named["predicted_name_first"], strict=True))
+    called = explained.select(["predicted", "predicted_name"])
+    named = called.group_by(called.column_names).aggregate([]).to_pydict()
+    result.names = dict(zip(*named.values(), strict=True))
     maps = schema.maps_to_numpy(explained["saliency"], (1, grid[0] * grid[1]))[:, 0]
     targets = explained["target"].to_numpy()
     agreement = agreements(maps, targets, means)

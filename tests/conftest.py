@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import Browser, Page
 from rich.console import Console
 from xdist.scheduler import LoadScopeScheduling
 
@@ -25,6 +26,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 # Before `explainer`, which jaxtyping's hook loads: what is loaded meanwhile is compiled anew.
 import timm  # noqa: F401
 
+from benchmarks.browser import browsing, chromium
 from benchmarks.weed import BUCKET, Weed, free_ports
 from jobs.config import ExecutionConfig, Exit, ExplainConfig, InputConfig, ModelConfig
 from storage.locations import Location
@@ -355,3 +357,46 @@ def demonstration(ray_address: str, tmp_path_factory: pytest.TempPathFactory) ->
         patch.setenv("RAY_ADDRESS", ray_address)
         code = demo(out, images, None, console)
     return Demonstration(out, images, code, console.file.getvalue())
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium."""
+    if chromium() is None:
+        pytest.skip("no Chromium: install it, or set CHROMIUM")
+    with browsing() as found:
+        yield found
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Callable[[Path], Page]]:
+    """Opens a page, and holds at the end that it asked for nothing and complained of nothing."""
+    noticed: list[str] = []
+    asked: list[str] = []
+    context = browser.new_context(viewport={"width": 1300, "height": 900})
+    page = context.new_page()
+    page.on("console", lambda message: noticed.append(message.text))
+    page.on("pageerror", lambda error: noticed.append(str(error)))
+    page.on("dialog", lambda dialog: noticed.append(dialog.message))
+    page.on("request", lambda request: asked.append(request.url))
+
+    def go(path: Path) -> Page:
+        page.goto(path.as_uri())
+        return page
+
+    yield go
+    context.close()
+    assert not noticed
+    assert [url.startswith("data:") for url in asked].count(False) == 1
+
+
+@pytest.fixture(scope="session")
+def shot() -> Callable[..., None]:
+    """Keeps what a test saw, to be looked at."""
+
+    def take(page: Page, name: str, *, whole: bool = True) -> None:
+        folder = Path(__file__).resolve().parents[1] / "build" / "screenshots"
+        folder.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=folder / f"{name}.png", full_page=whole)
+
+    return take

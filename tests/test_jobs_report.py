@@ -1,0 +1,303 @@
+"""The page as a real browser shows it: text stays text, and clicks and keys do what they say."""
+
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+from rich.console import Console
+
+from benchmarks.report_run import make_run
+from jobs.config import ConfigurationError, Exit, InputConfig
+from jobs.report import Budget, Request, report
+from storage.audits import open_or_create_audit
+from storage.locations import Location
+
+SCRIPT = "<script>alert(1)</script>"
+ARABIC = "شجرة قديمة"
+NAMES = (
+    "ant", SCRIPT, ARABIC, 'quote"s & \'more\'', "</script><b>bold", "{{ 7 * 7 }}", "a" * 300,
+    "new\nline", "bee", "zebra",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(Location(str(tmp_path_factory.mktemp("run") / "run")), NAMES, 24, 3)
+
+
+@pytest.fixture(scope="module")
+def written(run):
+    assert told(Request(run.root.url))[0] is Exit.COMPLETE
+    return Path(run.root.url) / "report.html"
+
+
+def told(request):
+    console = Console(file=io.StringIO(), width=200)
+    return report(request, console), console.file.getvalue()
+
+
+def shown(page):
+    return [
+        name.strip() for name in page.locator("#table tbody tr:visible .open").all_inner_texts()
+    ]
+
+
+def test_names_are_text_whatever_they_hold(opened, written, shot):
+    page = opened(written)
+    names = page.locator("#table tbody .open")
+    found = [names.nth(i).evaluate("b => b.textContent") for i in range(names.count())]
+    assert sorted(found) == sorted(NAMES)
+    assert page.locator("b", has_text="bold").count() == 0
+    assert page.locator("img[src=x]").count() == 0
+    page.locator("#table tbody .open", has_text=SCRIPT).click()
+    assert page.locator("tr.detail figcaption bdi", has_text=SCRIPT).count() > 0
+    assert page.locator("#run").get_by_text("<img src=x onerror=alert(1)>").count() == 1
+    arabic = page.locator("#table tbody .open bdi", has_text=ARABIC)
+    assert arabic.evaluate("b => getComputedStyle(b).unicodeBidi") == "isolate"
+    shot(page, "hostile-names")
+
+
+def test_searching_by_key_and_filtering_by_verdict(opened, written):
+    page = opened(written)
+    assert len(shown(page)) == len(NAMES)
+    page.locator("h1").click()
+    page.keyboard.press("/")
+    expect(page.locator("#search")).to_be_focused()
+    page.keyboard.type("BEE")
+    assert shown(page) == ["bee"]
+    expect(page.locator("#count")).to_have_text(f"1 of {len(NAMES)} classes")
+    page.keyboard.press("Escape")
+    assert len(shown(page)) == len(NAMES)
+    page.locator("#verdict").select_option(label="shortcut")
+    assert len(shown(page)) == 3
+    page.keyboard.press("/")  # in a select it is the select's
+    page.locator("#search").fill("ant")
+    assert shown(page) == ["ant"]
+    page.locator("#search").fill("no such class")
+    expect(page.locator("#count")).to_have_text(f"0 of {len(NAMES)} classes")
+
+
+@pytest.mark.parametrize(("key", "column"), [("accuracy", 4), ("explained", 5), ("agreement", 6)])
+def test_sorting_by_clicks(opened, written, key, column):
+    page = opened(written)
+    head = page.locator(f"th[data-key={key}]")
+    rows = page.locator("#table tbody tr")
+
+    def values():
+        texts = [
+            rows.nth(i).locator("td, th").nth(column).inner_text() for i in range(rows.count())
+        ]
+        return [float(re.sub("[%,]", "", text)) for text in texts]
+
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert values() == sorted(values(), reverse=True)
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert values() == sorted(values())
+    assert page.locator("th[data-key=name]").get_attribute("aria-sort") == "none"
+
+
+def test_verdicts_sort_the_worst_first(opened, written):
+    page = opened(written)
+    page.locator("th[data-key=order] button").click()
+    verdicts = page.locator("#table tbody tr td:nth-child(2)").all_inner_texts()
+    assert verdicts == ["shortcut"] * 3 + ["cleared"] * (len(NAMES) - 3)
+
+
+def test_a_class_opens_and_closes_by_keys(opened, written):
+    page = opened(written)
+    page.locator("h1").click()
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    first = page.locator("#table tbody .open").first
+    expect(first).to_be_focused()
+    page.keyboard.press("Enter")
+    assert first.get_attribute("aria-expanded") == "true"
+    detail = page.locator("tr.detail")
+    assert detail.locator(".heat").count() == 4
+    expect(detail.locator(".frame").first).to_be_visible()
+    loaded = "i => i.decode().then(() => i.naturalWidth)"
+    assert detail.locator(".frame img").first.evaluate(loaded) > 50
+    page.keyboard.press("o")
+    expect(detail.locator(".layer").first).to_be_hidden()
+    page.keyboard.press("o")
+    expect(detail.locator(".layer").first).to_be_visible()
+    first.press("Enter")
+    assert detail.count() == 0
+    page.locator("#keys").uncheck()
+    page.locator("h1").click()
+    page.keyboard.press("o")
+    expect(page.locator("#layers")).to_be_checked()
+
+
+def test_a_finding_shows_its_evidence_and_a_picture_at_its_own_size(opened, written):
+    page = opened(written)
+    card = page.locator(".card").first
+    assert page.locator(".card").count() == 3
+    assert card.locator(".badge").inner_text() == "shortcut"
+    assert "0.60 [0.50, 0.70]" in card.inner_text()
+    assert card.locator(".photos").count() == 2
+    sheet = card.locator(".sheet img")
+    assert sheet.evaluate("i => i.decode().then(() => i.naturalWidth)") == 96
+    card.locator("button.frame").first.click()
+    large = page.locator("dialog")
+    expect(large).to_be_visible()
+    assert large.locator("img").first.evaluate("i => i.naturalWidth") == 96
+    assert large.locator(".layer").count() == 1
+    page.keyboard.press("Escape")
+    expect(large).to_be_hidden()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_no_serious_barrier(opened, written, theme, shot):
+    page = opened(written)
+    page.locator("#theme").select_option(theme)
+    page.locator("#table tbody .open").first.click()
+    found = Axe().run(page).response["violations"]
+    serious = [each for each in found if each["impact"] in ("serious", "critical")]
+    assert not serious, [(each["id"], each["nodes"][0]["html"]) for each in serious]
+    shot(page, f"report-{theme}")
+
+
+def test_every_picture_has_a_text(opened, written):
+    page = opened(written)
+    page.locator("#table tbody .open").first.click()
+    without = "img:not([alt])"
+    assert page.locator(without).count() == 0
+    silent = page.locator("img[alt='']:not(.layer):not(.scale)")
+    assert silent.count() == 0
+
+
+def test_a_print_is_black_on_white_and_without_controls(opened, written):
+    page = opened(written)
+    page.locator("#theme").select_option("dark")
+    page.emulate_media(media="print")
+    expect(page.locator(".tools")).to_be_hidden()
+    background = "b => getComputedStyle(b).backgroundColor"
+    assert page.locator("body").evaluate(background) == "rgb(255, 255, 255)"
+    assert page.locator("body").evaluate("b => getComputedStyle(b).color") == "rgb(0, 0, 0)"
+
+
+def test_it_fits_a_telephone(opened, written, shot):
+    page = opened(written)
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    shot(page, "report-narrow")
+
+
+def test_the_file_names_no_other_place(written):
+    text = written.read_text()
+    assert "default-src 'none'" in text
+    assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*", text)
+
+
+def test_photographs_are_shown_as_large_as_they_are(
+    opened, photos, small_config, run_job, tmp_path, shot
+):
+    out = str(tmp_path / "run")
+    config = replace(small_config, out=out, input=InputConfig(images=str(photos)))
+    assert run_job(config)[0] is Exit.COMPLETE
+    assert told(Request(out))[0] is Exit.COMPLETE
+    page = opened(tmp_path / "run" / "report.html")
+    assert "This run is not audited" in page.locator("#findings").inner_text()
+    page.locator("#table tbody .open").first.click()
+    expect(page.locator("tr.detail .frame").first).to_be_visible()
+    shot(page, "photos")
+
+
+def test_local_and_s3_runs_have_the_same_page(location, tmp_path):
+    run = make_run(location, ("ant", "bee"), 4, 1)
+    options = None
+    if location.options:
+        options = str(tmp_path / "options.json")
+        Path(options).write_text(json.dumps(location.options))
+    request = Request(run.root.url, input_storage=options, output_storage=options)
+    code, said = told(request)
+    assert code is Exit.COMPLETE
+    assert "2 classes, with audit" in said
+    page = location.child("report.html").read().decode()
+    assert page.count('class="frame"') == 3  # of a carrier and two others: one file is missing
+    assert page.count('<article class="card"') == 1
+
+
+def test_without_pictures_no_image_is_read(run, tmp_path):
+    Path(run.root.url, "pictures").rename(tmp_path / "away")
+    out = str(tmp_path / "page.html")
+    try:
+        assert told(Request(run.root.url, out=out, pictures=False))[0] is Exit.COMPLETE
+        assert "pictures were left out" in Path(out).read_text()
+        assert told(Request(run.root.url, out=out))[0] is Exit.COMPLETE
+        assert "missing: " in Path(out).read_text()
+    finally:
+        (tmp_path / "away").rename(Path(run.root.url, "pictures"))
+
+
+def test_what_cannot_be_told_is_refused(run, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"holds no run \(no run.json\)"):
+        told(Request(str(tmp_path)))
+    with pytest.raises(ConfigurationError, match=r"--audit: audit abc of .* is not there"):
+        told(Request(run.root.url, audit="abc"))
+    with pytest.raises(ConfigurationError, match=r"--out: "):
+        told(Request(run.root.url, out="nothing://x/y.html"))
+    summary = run.read_summary()
+    try:
+        run.write_summary(summary | {"state": "running"})
+        with pytest.raises(ConfigurationError, match=r"is not finished \(state: running\)"):
+            told(Request(run.root.url))
+        run.write_summary(summary | {"parts_digest": "0"})
+        with pytest.raises(ConfigurationError, match=r"class_heatmaps.parquet of .* is of parts"):
+            told(Request(run.root.url))
+        run.summary.replace(b'{"state": "complete", "parts_digest": "0"}')
+        with pytest.raises(ConfigurationError, match=r"class_heatmaps.parquet of "):
+            told(Request(run.root.url))
+    finally:
+        run.write_summary(summary)
+
+
+def test_an_audit_of_other_parts_is_not_told(run):
+    summary = run.read_summary()
+    identity = {"run": run.id, "parts_digest": "another"}
+    stranger = open_or_create_audit(run, identity)
+    stranger.run.write_summary({"state": "complete", "ended": "2027-01-01T00:00:00+00:00"})
+    assert stranger.run.root.name not in told(Request(run.root.url))[1]
+    match = rf"audit {stranger.run.root.name} of .* is of parts with the digest another"
+    with pytest.raises(ConfigurationError, match=match):
+        told(Request(run.root.url, audit=stranger.run.root.name))
+    assert run.read_summary() == summary
+
+
+def test_pictures_share_what_a_page_may_hold():
+    few, many = Budget.of(8, 2), Budget.of(1000, 40)
+    assert few.finding == 400_000
+    assert many.side < few.side
+    assert many.kept < few.kept
+    assert 1000 * 2 * many.kept * many.exemplar + 40 * 7 * many.finding < 16 * 2**20
+
+
+@pytest.mark.slow
+def test_a_thousand_classes_stay_fluent(opened, tmp_path, shot):
+    names = [f"class {number:04d}" for number in range(1000)]
+    make_run(Location(str(tmp_path)), names, 100, 60)
+    assert told(Request(str(tmp_path)))[0] is Exit.COMPLETE
+    path = tmp_path / "report.html"
+    assert path.stat().st_size < 30e6
+    page = opened(path)
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+    script = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    assert page.evaluate(script) < 2000
+    page.locator("#search").fill("0777")
+    assert shown(page) == ["class 0777"]
+    page.locator("#table tbody tr:visible .open").click()
+    expect(page.locator("tr.detail .frame").first).to_be_visible()
+    page.locator("#search").fill("")
+    page.locator("th[data-key=accuracy] button").click()
+    assert len(shown(page)) == 1000
+    shot(page, "thousand", whole=False)
