@@ -1,4 +1,4 @@
-"""`saliency demo`: draw a dataset with planted shortcuts, explain it, audit it, show what came."""
+"""`saliency demo`: draw a dataset with planted shortcuts, explain it, audit it, write a report."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +25,7 @@ from jobs.explain import explain
 from jobs.findings import Report
 from jobs.options import read_options
 from jobs.prepare import INPUT_ERRORS
+from jobs.report import Request, report
 from storage.locations import Location
 from storage.runs import open_run
 from storage.schema import grid_of
@@ -69,6 +70,7 @@ def demo(out: str, images: int, output_storage: str | None, console: Console) ->
             console,
         )
     compare_with_plants(audited.report, console)
+    report(Request(out, input_storage=output_storage, output_storage=output_storage), console)
     return audited.code
 
 

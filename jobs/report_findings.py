@@ -27,6 +27,11 @@ SHORT = {
     Verdict.UNTESTABLE: "untestable",
     Verdict.CLEARED: "cleared",
 }
+RELATION = {
+    Verdict.SHORTCUT: "rests on",
+    Verdict.COMPACT_CUE: "may rest on",
+    Verdict.CONTEXT: "goes by",
+}
 NEXT = {
     Verdict.SHORTCUT: (
         "Look at the carriers. Take the cue out of the class's training images, or put it into "
@@ -64,6 +69,11 @@ class Card:
     def slug(self) -> str:
         """The verdict as one word."""
         return SHORT[self.verdict]
+
+    @property
+    def relation(self) -> str:
+        """What the verdict says that the class does with the cue."""
+        return RELATION[self.verdict]
 
     @property
     def is_about_content(self) -> bool:
