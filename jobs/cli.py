@@ -63,7 +63,30 @@ class Verify:
     """JSON file of fsspec options for reading the run and its manifest."""
 
 
-AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Verify
+@dataclass(frozen=True)
+class Show:
+    """Show images of a finished run: a PNG of each with its map, and what its row says; exits 1
+    where one has no map."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory: a path or a URL (s3://...)."""
+    ids: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="IMAGE_ID...", help_behavior_hint="(one or more)"),
+    ]
+    """Images by their names, as the column image_id has them."""
+    out: str = "."
+    """Folder for the pictures: a path or a URL (s3://...)."""
+    target: str | None = None
+    """Show the maps of this class alone, where images have several."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading the images."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for reading the run and writing the pictures."""
+
+
+AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Verify | Show
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
@@ -71,6 +94,7 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
 )
 
 
@@ -90,7 +114,7 @@ def run(command: AnyCommand) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True)
     set_ray_environment(
-        None if isinstance(command, Demo | Export | Verify) else command.execution.address
+        None if isinstance(command, Demo | Export | Verify | Show) else command.execution.address
     )
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
@@ -121,15 +145,8 @@ def _start(command: AnyCommand, console: Console) -> Exit:
         from jobs.demo import demo
 
         return demo(command.out, command.images, command.output_storage, console)
-    if isinstance(command, Export):
-        from jobs.export import Request, export
-
-        storages = command.input_storage, command.output_storage
-        return export(Request(command.run, command.out, command.sort_by, *storages), console)
-    if isinstance(command, Verify):
-        from jobs import verify
-
-        return verify.verify(verify.Request(command.run, command.input_storage), console)
+    if isinstance(command, Export | Verify | Show):
+        return _start_without_ray(command, console)
     if isinstance(command, AuditConfig):
         from jobs.audit import audit
 
@@ -141,6 +158,23 @@ def _start(command: AnyCommand, console: Console) -> Exit:
     from jobs.explain import explain
 
     return explain(command, console)
+
+
+def _start_without_ray(command: Export | Verify | Show, console: Console) -> Exit:
+    if isinstance(command, Export):
+        from jobs.export import Request, export
+
+        storages = command.input_storage, command.output_storage
+        return export(Request(command.run, command.out, command.sort_by, *storages), console)
+    if isinstance(command, Verify):
+        from jobs import verify
+
+        return verify.verify(verify.Request(command.run, command.input_storage), console)
+    from jobs import show
+
+    storages = command.input_storage, command.output_storage
+    request = show.Request(command.run, command.ids, command.out, command.target, *storages)
+    return show.show(request, console)
 
 
 def set_ray_environment(address: str | None) -> None:

@@ -1,9 +1,12 @@
-"""Pictures of class heatmaps: PNG files, and a rendering for the terminal."""
+"""Pictures of class heatmaps as PNG files, and of maps and images for the terminal."""
 
 import io
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
+from rich.color import Color
+from rich.style import Style
 from rich.text import Text
 
 from explainer.plot import colours, heatmap
@@ -34,3 +37,18 @@ def terminal(mean: NDArray[np.floating]) -> Text:
             line.append(2 * shade, style=f"rgb({red},{green},{blue})")
         lines.append(line)
     return Text("\n").join(lines)
+
+
+def blocks(image: Image.Image, columns: int, lines: int) -> Text:
+    """An image in two coloured halves a character, as large as fits into so many of them."""
+    factor = min(columns / image.width, 2 * lines / image.height)
+    width = max(1, round(factor * image.width))
+    height = 2 * max(1, round(factor * image.height / 2))
+    small = np.asarray(image.resize((width, height), Image.Resampling.BOX)).tolist()
+    drawn = []
+    for upper, lower in zip(small[::2], small[1::2], strict=True):
+        line = Text()
+        for above, below in zip(upper, lower, strict=True):
+            line.append("▀", Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below)))
+        drawn.append(line)
+    return Text("\n").join(drawn)

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from storage.locations import Location
-from storage.runs import Run, fingerprint, open_or_create
+from storage.runs import Run, fingerprint, open_or_create, open_run
 
+_CARRIERS = "/carriers.parquet"
 _CLASS = re.compile(r"(\d{8,})\.json")
 
 
@@ -62,3 +63,19 @@ def open_or_create_audit(run: Run, identity: Mapping[str, Any]) -> Audit:
 def encode(value: Mapping[str, Any]) -> bytes:
     """A JSON object as it is stored."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def audits_of(run: Run, parts_digest: str) -> list[Audit]:
+    """The audits of a run that have told what they found, of parts with this digest, by their
+    names. Raises NotARun where one's run.json is none, StorageUnavailable."""
+    folder = run.root.child("audit")
+    try:
+        names = {path.partition("/")[0] for path in folder.walk() if path.endswith(_CARRIERS)}
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    found = [open_run(folder.child(name)) for name in sorted(names)]
+    return [
+        Audit(of)
+        for of in found
+        if of.description["fingerprint_of"].get("parts_digest") == parts_digest
+    ]
