@@ -18,7 +18,7 @@ def legible(text: str) -> str:
     return "".join(c if c.isprintable() and ord(c) in drawn else ascii(c)[1:-1] for c in text)
 
 
-def fitted(text: str, size: int, width: float) -> str:
+def fitted(text: str, size: int, width: int) -> str:
     """The text as `legible`, cut with … where it is wider than `width` pixels."""
     text, letters = legible(text), font(size)
     if letters.getlength(text) <= width:

@@ -169,7 +169,7 @@ def figure(
         for axes, picture, name in zip(row, pictures, names, strict=True):
             axes.imshow(picture)
             _plain(axes, name)
-    _colour_bar(drawn, list(panels.flat), "inferno", 0, 1)
+    _colour_bar(drawn, list(panels.flat), "inferno", 0.0, 1.0)
     return drawn
 
 
@@ -182,7 +182,7 @@ def class_heatmaps(means: Mapping[str, Float[np.ndarray, "rows columns"]]) -> "F
     for axes, (title, mean) in zip(panels, means.items(), strict=True):
         axes.imshow(mean, cmap="inferno", vmin=0, vmax=1)
         _plain(axes, title)
-    _colour_bar(drawn, list(panels), "inferno", 0, 1)
+    _colour_bar(drawn, list(panels), "inferno", 0.0, 1.0)
     return drawn
 
 

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from rich.console import Console
 
 from explainer.plot import beside
-from explainer.preprocess import decode_whole
+from explainer.preprocess import Preprocessing, decode, decode_whole
 from jobs.config import ConfigurationError, Exit
 from jobs.finished import Finished, open_finished
 from jobs.options import check_writable, read_options
@@ -27,6 +27,8 @@ from storage.trust import named
 
 # File systems end at 255 bytes, of which an image's id, its target and .png have their parts.
 LONGEST_ID, LONGEST_TARGET = 150, 90
+# Machines may differ by a level of 255 in some pixels of a crop, not in its mean.
+ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _show_image(
         return False
     try:
         ((_, fetched),) = shown.finished.files([row])
-        pixels = _as_explained(fetched, rows[0])
+        pixels = _as_explained(fetched, rows[0], shown.finished.preprocessing)
         problem = None
     except ValueError as error:
         pixels, problem = None, str(error)
@@ -172,19 +174,29 @@ def _show_image(
     return pixels is not None
 
 
-def _as_explained(fetched: Fetched, row: Mapping[str, Any]) -> UInt8[np.ndarray, "height width 3"]:
+def _as_explained(
+    fetched: Fetched, row: Mapping[str, Any], preprocessing: Preprocessing
+) -> UInt8[np.ndarray, "height width 3"]:
     """The pixels of an image's file. Raises ValueError where they are not those explained."""
     if fetched.data is None:
         raise ValueError(f"the image cannot be read now: {fetched.status}: {fetched.error}")
-    pixels = decode_whole(fetched.data)
-    now = len(fetched.data), pixels.shape[1], pixels.shape[0]
-    then = row["bytes"], row["width"], row["height"]
-    if now != then:
+    now = decode(fetched.data, preprocessing)
+    if now.mean is None or now.contrast is None:
+        raise ValueError(f"the image cannot be read now: {now.status}: {now.error}")
+    shape = len(fetched.data), now.width, now.height
+    is_shape = shape == (row["bytes"], row["width"], row["height"])
+    colours = row["mean_r"], row["mean_g"], row["mean_b"], row["contrast"]
+    if not is_shape or not np.allclose((*now.mean, now.contrast), colours, rtol=0, atol=ALIKE):
         raise ValueError(
-            "the image is no longer the one that was explained: {} bytes, {} x {} pixels; it had "
-            "{} bytes, {} x {} pixels".format(*now, *then)
+            f"the image is no longer the one that was explained: it has {_told(*shape)} and had "
+            f"{_told(row['bytes'], row['width'], row['height'])}"
+            + (", but other colours" if is_shape else "")
         )
-    return pixels
+    return decode_whole(fetched.data)
+
+
+def _told(size: int, width: int | None, height: int | None) -> str:
+    return f"{size} bytes, {width} x {height} pixels"
 
 
 def _picture_name(row: Mapping[str, Any], finished: Finished) -> str:

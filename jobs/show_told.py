@@ -18,8 +18,6 @@ from storage.shown import printable
 
 SCORES = {"log_odds": "log-odds", "logit": "logit"}
 COLOURFUL = ("truecolor", "256")
-# Lines of a terminal that the words need.
-WORDS = 12
 
 
 @dataclass(frozen=True)
@@ -111,11 +109,12 @@ def tell_map(
     )
     # A line of its own, which is not folded: it is to be copied.
     console.print(Text(printable(f"picture: {picture}")))
-    if pixels is None or not console.is_terminal or console.color_system not in COLOURFUL:
+    colourful = console.is_terminal and console.color_system in COLOURFUL and not console.no_color
+    if pixels is None or not colourful:
         console.print(heatmaps.terminal(explained.map))
         return
     image = overlay(pixels, explained.map, explained.seen(pixels))
-    console.print(heatmaps.blocks(image, console.width, max(console.height - WORDS, WORDS)))
+    console.print(heatmaps.blocks(image, console.width, max(console.height - 1, 1)))
 
 
 def _tell(
