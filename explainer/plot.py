@@ -138,7 +138,7 @@ def heatmap(mean: Float[np.ndarray, "rows columns"], caption: str) -> Image.Imag
 
 
 def figure(
-    images: Sequence[UInt8[np.ndarray, "height width 3"]],
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     saliency: Float[np.ndarray, "images maps rows columns"],
     titles: Sequence[Sequence[str]] = (),
     seen: Sequence[Box] = (),
