@@ -202,8 +202,10 @@ def _told(size: int, width: int | None, height: int | None) -> str:
 def _picture_name(row: Mapping[str, Any], finished: Finished) -> str:
     name = file_name(row["image_id"], LONGEST_ID)
     if int(finished.run.description["targets_per_image"]) > 1:
-        # What file_name gives holds no @: no image's name can be another's with a target.
-        name += f"@{file_name(row['target_name'], LONGEST_TARGET)}"
+        # What file_name gives holds no @, so that no image's name is another's with a target; and
+        # two classes may have one name.
+        target = f"{row['target']:05d}-{row['target_name']}"
+        name += f"@{file_name(target, LONGEST_TARGET)}"
     return f"{name}.png"
 
 

@@ -1,5 +1,6 @@
 """What is told of an image and its map: a table, and the overlay in a terminal's characters."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +66,11 @@ def caption(explained: Explained) -> list[str]:
 
 
 def ends(explained: Explained) -> tuple[str, str]:
-    """The scores at the ends of a map's scale."""
-    return f"{explained.row['score_min']:.3g}", f"{explained.row['score_max']:.3g}"
+    """The scores at the ends of a map's scale, with as many decimals as tell them apart."""
+    least, largest = explained.row["score_min"], explained.row["score_max"]
+    span = largest - least
+    decimals = min(max(2 - math.floor(math.log10(span)), 0), 9) if span > 0 else 2
+    return f"{least:.{decimals}f}", f"{largest:.{decimals}f}"
 
 
 def tell_failed(console: Console, row: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from explainer.plot import MARGIN, overlay
 from explainer.preprocess import Preprocessing, decode
 from jobs.config import ConfigurationError, Exit
 from jobs.show import Request, show
+from jobs.show_told import Explained, ends
 from jobs.terminal import Terminal
 from storage import audit_schema, schema
 from storage.audits import open_or_create_audit
@@ -137,6 +138,19 @@ def request_of(tmp_path: Path) -> Request:
     return Request(run.root.url, [], str(tmp_path / "pictures"))
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [
+        (-1.5, 2.25, ("-1.50", "2.25")),
+        (-6.5, -6.5 + 2**-12, ("-6.500000", "-6.499756")),
+        (-1200.4, 300.0, ("-1200", "300")),
+        (2.0, 2.0, ("2.00", "2.00")),
+    ],
+)
+def test_the_ends_of_a_scale_tell_its_range(low, high, told):
+    assert ends(Explained({"score_min": low, "score_max": high}, None, None)) == told
+
+
 def panels(picture: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """The original and the overlay in a picture of both beside each other."""
     row = picture[-MARGIN - height : -MARGIN]
@@ -158,7 +172,7 @@ def test_a_picture_is_the_image_beside_its_own_map_on_what_the_model_saw(request
     assert (overlaid == np.asarray(wanted)).all()
     assert "label       │ ant" in told
     assert r"predicted   │ b/e\ne, probability 0.500, wrong" in told
-    assert "score       │ log-odds -1.5 to 2.25" in told
+    assert "score       │ log-odds -1.50 to 2.25" in told
     assert "peak        │ row 1, column 2 of 4 x 5 cells" in told
     assert "border mass │ 0.50 (0.70 if it were even)" in told
     assert "findings    │ not audited" in told
@@ -182,9 +196,13 @@ def test_of_several_targets_each_has_a_picture_and_one_can_be_chosen(tmp_path):
     request = Request(run.root.url, ["a/b.png", GONE], str(tmp_path / "pictures"))
     assert shown(request)[0] is Exit.INCOMPLETE
     found = pictures(tmp_path / "pictures")
-    assert sorted(name.partition("@")[2][:8] for name in found) == ["b%2Fe%0A", "cccccccc"]
-    first, second = found.values()
-    assert (first != second).any()
+    assert sorted(name.partition("@")[2][:9] for name in found) == ["00001-b%2", "00002-ccc"]
+    pixels = pixels_of(0).repeat(4, 0).repeat(4, 1)
+    seen = tuple(4 * side for side in preprocessing().seen(90, 20))
+    for name, picture in found.items():
+        rank = 0 if "@00001" in name else 1
+        wanted = overlay(pixels, map_of(0, rank).astype(float), seen)
+        assert (panels(picture, 360, 80)[1] == np.asarray(wanted)).all()
     one = replace(request, ids=["a/b.png"], target=NAMES[2], out=str(tmp_path / "one"))
     code, told = shown(one)
     assert code is Exit.COMPLETE
@@ -226,13 +244,16 @@ def test_an_image_that_has_changed_or_gone_is_not_shown_under_the_old_map(reques
     other, large = png(np.zeros((40, 61, 3), np.uint8)), len((images / "3.png").read_bytes())
     (images / "3.png").write_bytes(other + b"\0" * (large - len(other)))
     (images / "5.png").write_bytes(b"no image")
-    code, told = shown(replace(request_of, ids=[IDS[n] for n in (0, 1, 3, 5, 2)]))
+    longer = len(png(pixels_of(7))) + 1
+    (images / "7.png").write_bytes(png(pixels_of(7)) + b"\0")
+    code, told = shown(replace(request_of, ids=[IDS[n] for n in (0, 1, 3, 5, 7, 2)]))
     assert code is Exit.INCOMPLETE
     assert len(pictures(Path(request_of.out))) == 1
     why = "picture: none: the image is no longer the one that was explained: it has"
     same = f"{size} bytes, 20 x 90 pixels"
     assert f"{why} {same} and had {same}, but other colours\n" in told
     assert f"{why} {large} bytes, 61 x 40 pixels and had {large} bytes, 60 x 40 pixels\n" in told
+    assert f"{why} {longer} bytes, 60 x 40 pixels and had {longer - 1} bytes" in told
     assert "picture: none: the image cannot be read now: missing: " in told
     assert "picture: none: the image cannot be read now: undecodable: no image format" in told
 
