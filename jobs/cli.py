@@ -82,7 +82,30 @@ class Verify:
     """JSON file of fsspec options for reading the run and its manifest."""
 
 
-AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Report | Verify
+@dataclass(frozen=True)
+class Show:
+    """Show images of a finished run: a PNG of each with its map, and what its row says; exits 1
+    where one has no map."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory: a path or a URL (s3://...)."""
+    ids: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="IMAGE_ID...", help_behavior_hint="(one or more)"),
+    ]
+    """Images by their names, as the column image_id has them."""
+    out: str = "."
+    """Folder for the pictures: a path or a URL (s3://...)."""
+    target: str | None = None
+    """Show the maps of this class alone, where images have several."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading the images."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for reading the run and writing the pictures."""
+
+
+AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Report | Verify | Show
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
@@ -91,6 +114,7 @@ Command = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
 )
 
 
@@ -110,7 +134,9 @@ def run(command: AnyCommand) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True)
     set_ray_environment(
-        None if isinstance(command, Demo | Export | Report | Verify) else command.execution.address
+        None
+        if isinstance(command, Demo | Export | Report | Verify | Show)
+        else command.execution.address
     )
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
@@ -161,6 +187,12 @@ def _verify(command: Verify, console: Console) -> Exit:
     return verify(Request(command.run, command.input_storage), console)
 
 
+def _show(command: Show, console: Console) -> Exit:
+    from jobs.show import Request, show
+
+    return show(Request(**asdict(command)), console)
+
+
 def _audit(command: AuditConfig, console: Console) -> Exit:
     from jobs.audit import audit
 
@@ -185,6 +217,7 @@ STARTS: dict[type[AnyCommand], Callable[[Any, Console], Exit]] = {
     Export: _export,
     Report: _report,
     Verify: _verify,
+    Show: _show,
     AuditConfig: _audit,
     EvaluateConfig: _evaluate,
     ExplainConfig: _explain,

@@ -1,12 +1,13 @@
 """A finished run as people look at it: its rows, maps and images, without its model."""
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from explainer.preprocess import Preprocessing
 from jobs.config import ConfigurationError
@@ -14,8 +15,9 @@ from jobs.images import input_of, may_be_local, stored_manifest
 from jobs.options import read_options
 from storage.images import Fetched, Reading, fetch
 from storage.manifests import ManifestError
+from storage.parts import PartsDamaged, read_whole
 from storage.rows import RowSource
-from storage.runs import FINISHED, NotARun, Run, open_run
+from storage.runs import FINISHED, NotARun, Run, open_run, part_name
 from storage.trust import named
 
 # A snapshot's row groups hold so many rows: fewer at once would read them several times.
@@ -46,6 +48,36 @@ class Finished:
             key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()
         }
         return Preprocessing(**values)
+
+    def explanations(self, row: int) -> list[dict[str, Any]]:
+        """The rows of `explanations` about a row of the manifest, one for each target.
+
+        Raises PartsDamaged where there are none, StorageUnavailable.
+        """
+        place = bisect_right(self._parts, row, key=self._first_row) - 1
+        if place < 0:
+            raise PartsDamaged(f"{self.run.root} has no part that begins with row {row} or before")
+        index = self._parts[place]
+        part = read_whole(self.run, index)
+        found: list[dict[str, Any]] = part.filter(pc.equal(part["row"], row)).to_pylist()
+        if not found:
+            raise PartsDamaged(f"{self.run.root}: {part_name(index)} lacks row {row}")
+        return found
+
+    @cached_property
+    def _parts(self) -> list[int]:
+        return sorted(self.run.committed())
+
+    def _first_row(self, index: int) -> int:
+        """The first row of a part: how many it has may hang on the files that hold the images."""
+        known = self._first_rows
+        if index not in known:
+            known[index] = int(self.run.read_part(index, ["row"])["row"][0].as_py())
+        return known[index]
+
+    @cached_property
+    def _first_rows(self) -> dict[int, int]:
+        return {}
 
     def files(self, rows: Sequence[int]) -> Iterator[tuple[int, Fetched]]:
         """The image files of rows of the manifest, which are rising, each with its own error.

@@ -1,41 +1,25 @@
-"""Pictures of class heatmaps: PNG files, and a rendering for the terminal."""
+"""Pictures of class heatmaps as PNG files, and of maps and images for the terminal."""
 
 import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+from rich.color import Color
+from rich.style import Style
 from rich.text import Text
 
-from explainer.plot import colours
+from explainer.plot import colours, heatmap
 
-CELL_SIDE = 24
-MARGIN = 12
-SCALE_WIDTH = 14
+LONGEST_NAME = 40
 
 
 def png(mean: NDArray[np.floating], name: str, count: int) -> bytes:
     """A class's mean saliency map [rows, columns] with its scale from 0 to 1 and a caption."""
-    rows, columns = mean.shape
-    cells = Image.fromarray(colours(mean)).resize(
-        (columns * CELL_SIDE, rows * CELL_SIDE), Image.Resampling.NEAREST
-    )
-    font = ImageFont.load_default(14)
-    caption = f"{name if len(name) <= 40 else name[:39] + '…'}: mean saliency of {count} images"
-    width = max(cells.width + SCALE_WIDTH + 3 * MARGIN + 24, round(font.getlength(caption)) + 24)
-    picture = Image.new("RGB", (width, cells.height + 2 * MARGIN + 24), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, MARGIN - 2), caption, "black", font)
-    top, left = MARGIN + 24, MARGIN
-    picture.paste(cells, (left, top))
-    scale = Image.fromarray(colours(np.linspace(1, 0, cells.height)[:, None]))
-    bar = left + cells.width + MARGIN
-    picture.paste(scale.resize((SCALE_WIDTH, cells.height)), (bar, top))
-    draw.text((bar + SCALE_WIDTH + 4, top - 4), "1", "black", font)
-    draw.text((bar + SCALE_WIDTH + 4, top + cells.height - 14), "0", "black", font)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    short = name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    file = io.BytesIO()
+    heatmap(mean, f"{short}: mean saliency of {count} images").save(file, "PNG")
+    return file.getvalue()
 
 
 SHADES = " ░▒▓█"
@@ -53,3 +37,18 @@ def terminal(mean: NDArray[np.floating]) -> Text:
             line.append(2 * shade, style=f"rgb({red},{green},{blue})")
         lines.append(line)
     return Text("\n").join(lines)
+
+
+def blocks(image: Image.Image, columns: int, lines: int) -> Text:
+    """An image in two coloured halves a character, as large as fits into so many of them."""
+    factor = min(columns / image.width, 2 * lines / image.height)
+    width = max(1, round(factor * image.width))
+    height = 2 * max(1, round(factor * image.height / 2))
+    small = np.asarray(image.resize((width, height), Image.Resampling.BOX)).tolist()
+    drawn = []
+    for upper, lower in zip(small[::2], small[1::2], strict=True):
+        line = Text()
+        for above, below in zip(upper, lower, strict=True):
+            line.append("▀", Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below)))
+        drawn.append(line)
+    return Text("\n").join(drawn)

@@ -98,3 +98,16 @@ def chosen_audit(run: Run, parts_digest: str, wanted: str | None = None) -> Audi
 def encode(value: Mapping[str, Any]) -> bytes:
     """A JSON object as it is stored."""
     return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def audits_of(run: Run, parts_digest: str) -> list[Audit]:
+    """The audits of a run that have told what they found, of parts with this digest, by their
+    names. Raises NotARun where one's run.json is none, StorageUnavailable."""
+    folder = run.root.child("audit")
+    found = [Audit(open_run(folder.child(name))) for name in entries(folder)]
+    return [
+        audit
+        for audit in found
+        if audit.run.description["fingerprint_of"].get("parts_digest") == parts_digest
+        and audit.carriers.name in audit.run.root.names()
+    ]

@@ -1,10 +1,10 @@
 """Where the rows of a manifest lie, and a stretch of them at a time."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from storage.locations import Location
 
 COLUMNS = ("image_id", "uri", "label")
 ROWS_AT_ONCE = 2**18
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,15 @@ class RowSource:
         """All rows, some at a time. Use within `attempt`; raises ValueError for bad columns."""
         for file in self.files:
             with file.open() as stream:
-                parquet = pq.ParquetFile(stream)
-                for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=self._columns):
-                    yield self._ours(pa.Table.from_batches([batch]), file.location)
+                parquet = pq.ParquetFile(stream, pre_buffer=True)
+                for groups in _together(parquet.metadata):
+                    batches = parquet.iter_batches(ROWS_AT_ONCE, groups, columns=self._columns)
+                    for batch in batches:
+                        yield self._ours(pa.Table.from_batches([batch]), file.location)
+
+    def attempt(self, work: Callable[[], _T]) -> _T:
+        """The result of `work`, which reads tables, as Location.attempt gives it."""
+        return self.files[0].location.attempt(work)
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Rows start to stop (exclusive), reading no other row groups than theirs.
@@ -101,6 +108,22 @@ class RowSource:
         columns = {name: table.column(source) for name, source in self.names.items()}
         columns |= {name: table.column(name) for name in self.places}
         return normalised(pa.table(columns), location.parent, self.places)
+
+
+def _together(metadata: pq.FileMetaData) -> Iterator[list[int]]:
+    """Consecutive row groups that are fetched at once: a store answers few large requests sooner
+    than many small ones, and all at once would not fit into memory."""
+    groups: list[int] = []
+    rows = 0
+    for group in range(metadata.num_row_groups):
+        size = metadata.row_group(group).num_rows
+        if groups and rows + size > ROWS_AT_ONCE:
+            yield groups
+            groups, rows = [], 0
+        groups.append(group)
+        rows += size
+    if groups:
+        yield groups
 
 
 def snapshot(file: RowFile, places: Sequence[str]) -> RowSource:

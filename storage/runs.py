@@ -15,12 +15,12 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from storage.locations import Location
+from storage.names import file_name
 from storage.schema import SCHEMA_VERSION
 
 # States of a run whose every row is written.
@@ -125,12 +125,7 @@ class Run:
 
     def class_heatmap_picture(self, name: str) -> Location:
         """Where the picture of a class goes; any name becomes a file name of its own."""
-        safe = quote(name, safe=" ,()+")
-        if safe.startswith("."):
-            safe = "%2E" + safe[1:]
-        if len(safe) > 200:  # file systems end at 255 bytes
-            safe = f"{safe[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return self.root.child("class_heatmaps", f"{safe}.png")
+        return self.root.child("class_heatmaps", f"{file_name(name)}.png")
 
 
 def open_or_create(root: Location, description: Mapping[str, Any]) -> Run:

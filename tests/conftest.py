@@ -32,7 +32,7 @@ from jobs.config import ExecutionConfig, Exit, ExplainConfig, InputConfig, Model
 from storage.locations import Location
 
 # Files that share the demo's run, which is dear.
-OF_THE_DEMO = ("test_jobs_audit.py", "test_jobs_demo.py")
+OF_THE_DEMO = ("test_docs_notebook.py", "test_jobs_audit.py", "test_jobs_demo.py")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
