@@ -63,7 +63,30 @@ class Verify:
     """JSON file of fsspec options for reading the run and its manifest."""
 
 
-AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Verify
+@dataclass(frozen=True)
+class Compare:
+    """Tell what changed from one finished run to another of the same images: answers, maps and
+    findings."""
+
+    run_a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_A")]
+    """The run before: a path or a URL (s3://...)."""
+    run_b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_B")]
+    """The run after: a path or a URL (s3://...)."""
+    out: str | None = None
+    """Also write joined rows, classes and findings here, an empty folder: a path or a URL."""
+    json: bool = False
+    """Print the whole comparison as JSON instead of tables."""
+    fail_on: Literal["new-shortcut"] | None = None
+    """Exit with code 4 where run B's audit calls a cue a shortcut that run A's does not."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading both runs."""
+    input_storage_b: str | None = None
+    """The same for run B alone, where it lies in another store."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for writing."""
+
+
+AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Verify | Compare
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
@@ -71,6 +94,7 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
 
 
@@ -90,7 +114,7 @@ def run(command: AnyCommand) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True)
     set_ray_environment(
-        None if isinstance(command, Demo | Export | Verify) else command.execution.address
+        None if isinstance(command, Demo | Export | Verify | Compare) else command.execution.address
     )
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
@@ -121,15 +145,8 @@ def _start(command: AnyCommand, console: Console) -> Exit:
         from jobs.demo import demo
 
         return demo(command.out, command.images, command.output_storage, console)
-    if isinstance(command, Export):
-        from jobs.export import Request, export
-
-        storages = command.input_storage, command.output_storage
-        return export(Request(command.run, command.out, command.sort_by, *storages), console)
-    if isinstance(command, Verify):
-        from jobs import verify
-
-        return verify.verify(verify.Request(command.run, command.input_storage), console)
+    if isinstance(command, Export | Verify | Compare):
+        return _without_ray(command, console)
     if isinstance(command, AuditConfig):
         from jobs.audit import audit
 
@@ -141,6 +158,21 @@ def _start(command: AnyCommand, console: Console) -> Exit:
     from jobs.explain import explain
 
     return explain(command, console)
+
+
+def _without_ray(command: Export | Verify | Compare, console: Console) -> Exit:
+    if isinstance(command, Export):
+        from jobs.export import Request, export
+
+        storages = command.input_storage, command.output_storage
+        return export(Request(command.run, command.out, command.sort_by, *storages), console)
+    if isinstance(command, Verify):
+        from jobs import verify
+
+        return verify.verify(verify.Request(command.run, command.input_storage), console)
+    from jobs import compare
+
+    return compare.compare(compare.Request(**vars(command)), console)
 
 
 def set_ray_environment(address: str | None) -> None:

@@ -7,13 +7,17 @@ breadcrumbs/<n>.json                  which images were in hand, once a class ha
 findings.parquet  findings.json  carriers.parquet  statistics.parquet  summary.json
 """
 
+import io
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from storage.exports import entries
 from storage.locations import Location
-from storage.runs import Run, fingerprint, open_or_create
+from storage.runs import Run, fingerprint, open_or_create, open_run
 
 _CLASS = re.compile(r"(\d{8,})\.json")
 
@@ -46,6 +50,11 @@ class Audit:
         """Where the picture of a cue's evidence goes."""
         return self.run.root.child("evidence", f"{target:05d}-{cue}.png")
 
+    def read_table(self, place: Location) -> list[dict[str, Any]]:
+        """The rows of one of its tables."""
+        rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(place.read())).to_pylist()
+        return rows
+
     def _class(self, target: int) -> Location:
         return self.run.root.child("classes", f"{target:08d}.json")
 
@@ -57,6 +66,18 @@ def open_or_create_audit(run: Run, identity: Mapping[str, Any]) -> Audit:
     """
     name = fingerprint(identity)[:16]
     return Audit(open_or_create(run.root.child("audit", name), {"fingerprint_of": identity}))
+
+
+def last_finished(run: Run, parts_digest: str) -> Audit | None:
+    """Of the complete audits of these parts the one that ended last; None where there is none."""
+    ended: list[tuple[str, str, Run]] = []
+    for name in entries(run.root.child("audit")):
+        audited = open_run(run.root.child("audit", name))
+        summary = audited.read_summary() or {}
+        of_parts = audited.description["fingerprint_of"].get("parts_digest")
+        if summary.get("state") == "complete" and of_parts == parts_digest:
+            ended.append((str(summary["ended"]), name, audited))
+    return Audit(max(ended, key=lambda each: each[:2])[2]) if ended else None
 
 
 def encode(value: Mapping[str, Any]) -> bytes:
