@@ -52,7 +52,8 @@ class MapsDrift:
 
 def correlations(a: Maps, b: Maps) -> Float[np.ndarray, " images"]:
     """Each map's correlation with its counterpart; NaN where one of the two is constant."""
-    flat = [maps.reshape(len(maps), -1).astype(np.float64) for maps in (a, b)]
+    cells = a.shape[1] * a.shape[2]
+    flat = [maps.reshape(len(maps), cells).astype(np.float64) for maps in (a, b)]
     one, other = (maps - maps.mean(1, keepdims=True) for maps in flat)
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     constant = np.ptp(flat[0], axis=1) * np.ptp(flat[1], axis=1) == 0

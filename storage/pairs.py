@@ -241,9 +241,10 @@ class Pairs:
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         """For answers that are read while others are asked for, or rows are kept."""
-        self._database.commit()
-        self._database.begin()
-        return self._database.cursor()
+        with self._room():
+            self._database.commit()
+            self._database.begin()
+            return self._database.cursor()
 
     def _join(self, one: pa.Table, other: pa.Table) -> pa.Table:
         self._database.register("run_a", one)
@@ -277,7 +278,11 @@ class Pairs:
     def _room(self) -> Iterator[None]:
         try:
             yield
-        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        except (
+            duckdb.IOException,
+            duckdb.OutOfMemoryException,
+            duckdb.TransactionException,  # the disk was full when rows were committed
+        ) as error:
             raise StorageUnavailable(
                 f"the runs cannot be joined in {self.folder.parent}: {error}; set TMPDIR to a "
                 "folder with more room"
