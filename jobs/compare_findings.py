@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.comparison import Carriers, Change, FindingChange
+from jobs.comparison import Carriers, Change, CueVerdict, FindingChange
 from storage.audits import Audit
 from storage.pairs import Pair, Pairs, Side
 
@@ -22,11 +22,16 @@ Known = tuple[Mapping[int, Pair], Mapping[int, Pair]]
 
 @dataclass(frozen=True)
 class Cue:
-    """A cue of one audit, its verdict, and the rows of its run that carry it."""
+    """A cue of one audit, what it says of it, and the rows of its run that carry it."""
 
     kind: str
-    verdict: str
+    found: CueVerdict
     rows: frozenset[int]
+
+    @property
+    def is_accused(self) -> bool:
+        """Whether it is a finding."""
+        return self.found.verdict in ACCUSED
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Judged:
     @property
     def is_accused(self) -> bool:
         """Whether a cue of the class is a finding."""
-        return any(cue.verdict in ACCUSED for cue in self.cues)
+        return any(cue.is_accused for cue in self.cues)
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,20 @@ def _judged(audit: Audit, key: ClassKey) -> dict[Hashable, Judged]:
             name=found[0]["target_name"],
             verdict=_worst(found),
             cues=tuple(
-                Cue(f["kind"], f["verdict"], frozenset(rows.get((target, f["cue"]), ())))
+                Cue(f["kind"], _verdict(f), frozenset(rows.get((target, f["cue"]), ())))
                 for f in found
                 if f["cue"] is not None
             ),
         )
         for target, found in of_class.items()
     }
+
+
+def _verdict(found: Mapping[str, Any]) -> CueVerdict:
+    without = found["kept_without"]
+    if without is not None:
+        without *= found["accuracy_of_carriers"]
+    return CueVerdict(found["verdict"], found["lift"], without)
 
 
 def _worst(found: Sequence[Mapping[str, Any]]) -> str:
@@ -133,7 +145,7 @@ def _of_class(a: Judged | None, b: Judged | None, known: Known) -> list[FindingC
     return [
         _change(match, a, b, known)
         for match in matches
-        if any(cue is not None and cue.verdict in ACCUSED for cue in (match.a, match.b))
+        if any(cue is not None and cue.is_accused for cue in (match.a, match.b))
     ]
 
 
@@ -182,8 +194,8 @@ def _change(match: Match, a: Judged | None, b: Judged | None, known: Known) -> F
         class_name=(a or b).name,  # type: ignore[union-attr] # one of them has the cue
         kind=cue.kind,
         change=change,
-        before=match.a.verdict if match.a else None,
-        after=match.b.verdict if match.b else None,
+        before=match.a.found if match.a else None,
+        after=match.b.found if match.b else None,
         overlap=match.overlap,
         carriers=Carriers(
             len(images),
@@ -197,8 +209,11 @@ def _change(match: Match, a: Judged | None, b: Judged | None, known: Known) -> F
 def _told(match: Match, other: Judged | None, common: int) -> tuple[Change, str]:
     """What became of a cue, and why; `other` is what the audit without it says of the class."""
     if match.a is not None and match.b is not None:
-        change = Change.KEPT if match.a.verdict == match.b.verdict else Change.CHANGED
-        return change, f"its carriers overlap by {match.overlap:.0%}"
+        is_kept = match.a.found.verdict == match.b.found.verdict
+        return (
+            Change.KEPT if is_kept else Change.CHANGED,
+            f"its carriers overlap by {match.overlap:.0%}",
+        )
     name = "B" if match.a is not None else "A"
     if other is None:
         return Change.UNKNOWN, f"the audit of {name} has not examined this class"
@@ -211,5 +226,5 @@ def _told(match: Match, other: Judged | None, common: int) -> tuple[Change, str]
 
 
 def _severity(finding: FindingChange) -> int:
-    verdicts = [v for v in (finding.before, finding.after) if v is not None]
-    return min(VERDICTS.index(verdict) for verdict in verdicts)
+    cues = [cue for cue in (finding.before, finding.after) if cue is not None]
+    return min(VERDICTS.index(cue.verdict) for cue in cues)

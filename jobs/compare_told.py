@@ -2,19 +2,29 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.comparison import Accuracy, ClassComparison, Comparison, FindingChange, Heatmaps, Maps
+from jobs.comparison import (
+    Accuracy,
+    ClassComparison,
+    Comparison,
+    CueVerdict,
+    FindingChange,
+    Heatmaps,
+    Maps,
+)
 from jobs.config import Exit
 from storage import comparisons
 from storage.locations import Location
 
 MOST_TOLD = 20
+NO_CUE = CueVerdict("", None, None)
 
 
 def tell(console: Console, comparison: Comparison, out: Location | None) -> None:
@@ -79,7 +89,10 @@ def _tell_runs(console: Console, comparison: Comparison) -> None:
         more = f", and {len(changes) - 5} more kinds" if len(changes) > 5 else ""
         lines["statuses"] = ", ".join(changes[:5]) + more
     if accuracy.images:
-        lines["accuracy"] = f"{_shares(accuracy)}: {_difference(accuracy)}, {_flips(accuracy)}"
+        lines["accuracy"] = (
+            f"{_shares(accuracy)}, by {_difference(accuracy)} points; {accuracy.became_right} "
+            f"became right, {accuracy.became_wrong} wrong"
+        )
     for name, value in lines.items():
         table.add_row(name, Text(value))
     console.print(table)
@@ -93,11 +106,11 @@ def _tell_accuracy(console: Console, classes: Sequence[ClassComparison]) -> None
     ]
     if not found:
         return
-    table = Table("class", "images", "accuracy", "difference", "flips", "q")
+    table = _table("class", "images", "accuracy", "difference", "to right", "to wrong", "q")
     for name, of in found[:MOST_TOLD]:
         q_value = "" if of.q_value is None else _q(of.q_value)
-        cells = (str(of.images), _shares(of), _difference(of), _flips(of), q_value)
-        table.add_row(Text(name), *cells)
+        flips = str(of.became_right), str(of.became_wrong)
+        table.add_row(Text(name), str(of.images), _shares(of), _difference(of), *flips, q_value)
     console.print(table)
     _tell_rest(console, len(found), "classes with flips")
 
@@ -109,7 +122,7 @@ def _tell_maps(console: Console, classes: Sequence[ClassComparison]) -> None:
     found.sort(key=lambda pair: (not pair[1].is_significant, -_beyond_chance(pair[1])))
     if not found:
         return
-    table = Table("class", "maps", "own", "others'", "moved", "by chance", "q", "peak")
+    table = _table("class", "maps", "own", "others'", "moved", "by chance", "q", "peak")
     for each, maps in found[:MOST_TOLD]:
         table.add_row(
             Text(each.name),
@@ -130,7 +143,7 @@ def _tell_maps(console: Console, classes: Sequence[ClassComparison]) -> None:
     elsewhere = [each.name for each in classes if each.looks_elsewhere]
     if elsewhere:
         console.print(
-            f"{len(elsewhere)} classes look elsewhere without a significant change of accuracy: "
+            f"{len(elsewhere)} classes look elsewhere and are as often right as before: "
             f"{', '.join(elsewhere[:5])}{', ...' if len(elsewhere) > 5 else ''}",
             markup=False,
         )
@@ -139,21 +152,25 @@ def _tell_maps(console: Console, classes: Sequence[ClassComparison]) -> None:
 def _tell_findings(console: Console, findings: Sequence[FindingChange]) -> None:
     if not findings:
         return
-    table = Table("class", "finding", "cue", "A", "B", "carriers right")
+    table = _table("class", "finding", "cue", "A", "B", "right without it", "lift")
     for each in findings[:MOST_TOLD]:
-        of = each.carriers
-        shares = [f"{right / max(of.images, 1):.0%}" for right in (of.right_a, of.right_b)]
-        right = f"{' -> '.join(shares)} of {of.images}"
+        before, after = each.before or NO_CUE, each.after or NO_CUE
         table.add_row(
             Text(each.class_name),
             str(each.change),
             Text(each.kind),
-            Text(each.before or ""),
-            Text(each.after or ""),
-            right if of.images else "",
+            Text(before.verdict),
+            Text(after.verdict),
+            _both(before.right_without, after.right_without, ".0%"),
+            _both(before.lift, after.lift, ".2f"),
         )
     console.print(table)
     _tell_rest(console, len(findings), "findings")
+
+
+def _table(*columns: str) -> Table:
+    """Narrow, so that a terminal of 80 columns need not break its cells."""
+    return Table(*columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _tell_rest(console: Console, found: int, what: str) -> None:
@@ -166,15 +183,17 @@ def _beyond_chance(maps: Maps) -> float:
 
 
 def _shares(of: Accuracy) -> str:
-    return f"{of.right_a / of.images:.1%} -> {of.right_b / of.images:.1%}"
+    return f"{of.right_a / of.images:.0%} -> {of.right_b / of.images:.0%}"
 
 
 def _difference(of: Accuracy) -> str:
-    return f"{of.difference.value:+.1%} [{of.difference.low:+.1%}, {of.difference.high:+.1%}]"
+    value, low, high = (100 * each for each in astuple(of.difference)[:3])
+    return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
-def _flips(of: Accuracy) -> str:
-    return f"{of.became_right} right, {of.became_wrong} wrong"
+def _both(before: float | None, after: float | None, form: str) -> str:
+    told = ["" if value is None else format(value, form) for value in (before, after)]
+    return "" if told == ["", ""] else " -> ".join(told)
 
 
 def _q(value: float) -> str:
@@ -221,10 +240,17 @@ def _class_row(of: ClassComparison) -> dict[str, Any]:
 
 
 def _finding_row(of: FindingChange) -> dict[str, Any]:
-    names = ("class_name", "kind", "before", "after", "overlap", "reason")
+    names = ("class_name", "kind", "overlap", "reason")
+    before, after = of.before or NO_CUE, of.after or NO_CUE
     return {
         **{name: getattr(of, name) for name in names},
         "change": str(of.change),
+        "before": before.verdict or None,
+        "after": after.verdict or None,
+        "lift_a": before.lift,
+        "lift_b": after.lift,
+        "right_without_a": before.right_without,
+        "right_without_b": after.right_without,
         "carriers": of.carriers.images,
         "carriers_right_a": of.carriers.right_a,
         "carriers_right_b": of.carriers.right_b,

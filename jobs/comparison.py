@@ -12,6 +12,9 @@ from storage.pairs import Outcomes, Totals
 
 # As everywhere in the audit (explainer/audit/verdict.py).
 MOST_Q = 0.05
+# Any other weights move maps a little, and of enough images that is significant: so much of the
+# mass has to lie in other cells where a class is said to look elsewhere.
+LEAST_MOVED = 0.05
 
 
 class Change(StrEnum):
@@ -133,9 +136,10 @@ class ClassComparison:
 
     @property
     def looks_elsewhere(self) -> bool:
-        """Whether its maps moved although its accuracy did not, both significantly."""
+        """Whether its maps moved, significantly and by LEAST_MOVED, and its accuracy did not."""
         is_as_good = self.accuracy is not None and not self.accuracy.is_significant
-        return is_as_good and self.maps is not None and self.maps.is_significant
+        moved = self.maps.drift.moved if self.maps and self.maps.is_significant else 0.0
+        return is_as_good and moved >= LEAST_MOVED
 
 
 @dataclass(frozen=True)
@@ -148,22 +152,38 @@ class Carriers:
 
 
 @dataclass(frozen=True)
+class CueVerdict:
+    """What an audit says of a cue: its `lift` when pasted, and the share of its carriers that are
+    right without it; None where that was not tested."""
+
+    verdict: str
+    lift: float | None
+    right_without: float | None
+
+
+@dataclass(frozen=True)
 class FindingChange:
     """A cue with a verdict other than cleared in at least one of the runs' audits.
 
-    `before` and `after` are the verdicts on it, None where the audit has no such cue; `reason` says
-    what that audit says of the class instead. `overlap` is the intersection of its carriers in both
-    audits over their union, of the images that both looked at.
+    `before` and `after` are None where the audit has no such cue; `reason` says what that audit
+    says of the class instead. `overlap` is the intersection of its carriers in both audits over
+    their union, of the images that both looked at.
     """
 
     class_name: str
     kind: str
     change: Change
-    before: str | None
-    after: str | None
+    before: CueVerdict | None
+    after: CueVerdict | None
     overlap: float | None
     carriers: Carriers
     reason: str
+
+    @property
+    def is_new_shortcut(self) -> bool:
+        """Whether it is a shortcut in B and was none in A, as far as is known."""
+        verdicts = [None if cue is None else cue.verdict for cue in (self.before, self.after)]
+        return verdicts[1] == "shortcut" != verdicts[0]
 
 
 @dataclass(frozen=True)
@@ -188,5 +208,5 @@ class Comparison:
 
     @property
     def new_shortcuts(self) -> list[FindingChange]:
-        """Cues that are a shortcut in B and were none in A, as far as is known."""
-        return [f for f in self.findings if f.after == "shortcut" and f.before != "shortcut"]
+        """What --fail-on new-shortcut fails on."""
+        return [finding for finding in self.findings if finding.is_new_shortcut]
