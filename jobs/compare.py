@@ -81,7 +81,7 @@ def compare(request: Request, console: Console) -> Exit:
     if problems or a is None or b is None:
         raise ConfigurationError(problems)
     quiet = Console(quiet=True) if request.json else console
-    with _terminable(), _compared(a, b, _lines(quiet, a, b)) as (comparison, pairs):
+    with terminable(), _compared(a, b, _lines(quiet, a, b)) as (comparison, pairs):
         if out is not None:
             joined = pairs.read(comparisons.rows().names, comparisons.ROWS_OF_A_FILE)
             comparisons.write(out, joined, *written(comparison))
@@ -291,13 +291,15 @@ def _lines(console: Console, a: Subject, b: Subject) -> Advance:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as an exception, so that the temporary folder is removed."""
+def terminable() -> Iterator[None]:
+    """Signals as SystemExit and KeyboardInterrupt, so that the temporary folder is removed."""
     signals = Signals()
     try:
         with signals.caught():
             yield
-    except KeyboardInterrupt:
+    except BaseException:  # DuckDB has exceptions of its own for a query that a signal ends
         if signals.received == signal.SIGTERM:
             raise SystemExit(Exit.TERMINATED) from None
+        if signals.received is not None:
+            raise KeyboardInterrupt from None
         raise

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from storage.exports import entries
 from storage.locations import Location
-from storage.runs import Run, fingerprint, open_or_create, open_run
+from storage.runs import Run, fingerprint, open_or_create, read_description
 
 _CLASS = re.compile(r"(\d{8,})\.json")
 
@@ -72,9 +72,16 @@ def last_finished(run: Run, parts_digest: str) -> Audit | None:
     """Of the complete audits of these parts the one that ended last; None where there is none."""
     ended: list[tuple[str, str, Run]] = []
     for name in entries(run.root.child("audit")):
-        audited = open_run(run.root.child("audit", name))
+        place = run.root.child("audit", name)
+        try:
+            description = read_description(place)
+        except NotADirectoryError:  # a file that somebody put there
+            continue
+        if description is None:
+            continue
+        audited = Run(place, description)
         summary = audited.read_summary() or {}
-        of_parts = audited.description["fingerprint_of"].get("parts_digest")
+        of_parts = description["fingerprint_of"].get("parts_digest")
         if summary.get("state") == "complete" and of_parts == parts_digest:
             ended.append((str(summary["ended"]), name, audited))
     return Audit(max(ended, key=lambda each: each[:2])[2]) if ended else None

@@ -19,7 +19,8 @@ def saliency(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["explain"], ["audit"], ["evaluate"], ["demo"], ["export"], ["verify"]]
+    "arguments",
+    [[], ["explain"], ["audit"], ["evaluate"], ["demo"], ["export"], ["verify"], ["compare"]],
 )
 def test_help_is_quick_and_loads_neither_torch_nor_ray(arguments):
     seconds = []

@@ -2,9 +2,13 @@
 
 import io
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -20,7 +25,7 @@ import pytest
 
 from jobs import compare_findings
 from jobs.aggregate import Aggregate, class_heatmaps, sum_part
-from jobs.compare import Request, compare, compare_runs
+from jobs.compare import Request, compare, compare_runs, terminable
 from jobs.comparison import Change, Comparison
 from jobs.config import ConfigurationError, Exit, ModelConfig
 from jobs.terminal import Terminal
@@ -618,6 +623,8 @@ def test_only_finished_audits_of_the_runs_own_rows_count_and_of_these_the_last(t
     cues = [("ant", CUT, "content", range(20))]
     audit_of(a, cues)
     audit_of(b, cues, state="incomplete")
+    (tmp_path / "b" / "audit" / "mine").mkdir()
+    (tmp_path / "b" / "audit" / "notes.txt").write_text("no audit")
     with pytest.raises(ConfigurationError) as error:
         run_compare(**urls, fail_on="new-shortcut")
     (line,) = error.value.problems
@@ -707,6 +714,22 @@ def test_the_command_prints_tables_or_json_and_loads_neither_torch_nor_ray(check
     )  # fmt: skip
     assert refused.returncode == 2
     assert refused.stdout.count("has no finished audit") == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_that_meets_duckdb_at_work_ends_the_comparison_in_order(number, ends):
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(ends) as ended, terminable():
+        duckdb.sql("SELECT count(*) FROM range(1_000_000_000) AS r(i) WHERE i % 7 = 3").fetchall()
+        time.sleep(60)  # should the query be done before the signal comes
+    timer.join()
+    if ends is SystemExit:
+        assert ended.value.code is Exit.TERMINATED
+    with pytest.raises(duckdb.Error, match="nonsense"), terminable():
+        duckdb.sql("SELECT nonsense")
 
 
 def test_no_room_for_the_join_is_said_and_nothing_is_left(tmp_path):
