@@ -720,16 +720,20 @@ def test_the_command_prints_tables_or_json_and_loads_neither_torch_nor_ray(check
     ("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
 )
 def test_a_signal_that_meets_duckdb_at_work_ends_the_comparison_in_order(number, ends):
+    def work(sql: str) -> None:
+        with terminable():
+            duckdb.sql(sql).fetchall()
+            time.sleep(60)  # should the query be done before the signal comes
+
     timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
     timer.start()
-    with pytest.raises(ends) as ended, terminable():
-        duckdb.sql("SELECT count(*) FROM range(1_000_000_000) AS r(i) WHERE i % 7 = 3").fetchall()
-        time.sleep(60)  # should the query be done before the signal comes
+    with pytest.raises(ends) as ended:
+        work("SELECT count(*) FROM range(1_000_000_000) AS r(i) WHERE i % 7 = 3")
     timer.join()
     if ends is SystemExit:
         assert ended.value.code is Exit.TERMINATED
-    with pytest.raises(duckdb.Error, match="nonsense"), terminable():
-        duckdb.sql("SELECT nonsense")
+    with pytest.raises(duckdb.Error, match="nonsense"):
+        work("SELECT nonsense")
 
 
 def test_no_room_for_the_join_is_said_and_nothing_is_left(tmp_path):
