@@ -105,7 +105,32 @@ class Show:
     """JSON file of fsspec options for reading the run and writing the pictures."""
 
 
-AnyCommand = ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Report | Verify | Show
+@dataclass(frozen=True)
+class Compare:
+    """Tell what changed from one finished run to another of the same images: answers, maps and
+    findings."""
+
+    run_a: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_A")]
+    """The run before: a path or a URL (s3://...)."""
+    run_b: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_B")]
+    """The run after: a path or a URL (s3://...)."""
+    out: str | None = None
+    """Also write joined rows, classes and findings here, an empty folder: a path or a URL."""
+    json: bool = False
+    """Print the whole comparison as JSON instead of tables."""
+    fail_on: Literal["new-shortcut"] | None = None
+    """Exit with code 4 where run B's audit calls a cue a shortcut that run A's does not."""
+    input_storage: str | None = None
+    """JSON file of fsspec options for reading both runs."""
+    input_storage_b: str | None = None
+    """The same for run B alone, where it lies in another store."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for writing."""
+
+
+AnyCommand = (
+    ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Report | Verify | Show | Compare
+)
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
@@ -115,6 +140,7 @@ Command = (
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
 
 
@@ -134,9 +160,9 @@ def run(command: AnyCommand) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True)
     set_ray_environment(
-        None
-        if isinstance(command, Demo | Export | Report | Verify | Show)
-        else command.execution.address
+        command.execution.address
+        if isinstance(command, ExplainConfig | AuditConfig | EvaluateConfig)
+        else None
     )
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
@@ -193,6 +219,12 @@ def _show(command: Show, console: Console) -> Exit:
     return show(Request(**asdict(command)), console)
 
 
+def _compare(command: Compare, console: Console) -> Exit:
+    from jobs.compare import Request, compare
+
+    return compare(Request(**asdict(command)), console)
+
+
 def _audit(command: AuditConfig, console: Console) -> Exit:
     from jobs.audit import audit
 
@@ -218,6 +250,7 @@ STARTS: dict[type[AnyCommand], Callable[[Any, Console], Exit]] = {
     Report: _report,
     Verify: _verify,
     Show: _show,
+    Compare: _compare,
     AuditConfig: _audit,
     EvaluateConfig: _evaluate,
     ExplainConfig: _explain,

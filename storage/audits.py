@@ -10,7 +10,7 @@ findings.parquet  findings.json  carriers.parquet  statistics.parquet  summary.j
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from storage.exports import entries
 from storage.locations import Location
-from storage.runs import Run, fingerprint, open_or_create, open_run
+from storage.runs import Run, fingerprint, open_or_create, read_description
 
 _CLASS = re.compile(r"(\d{8,})\.json")
 
@@ -76,8 +76,7 @@ def chosen_audit(run: Run, parts_digest: str, wanted: str | None = None) -> Audi
     """
     found: dict[tuple[bool, str, str], Audit] = {}
     problems = {}
-    for name in entries(run.root.child("audit")):
-        audit = Audit(open_run(run.root.child("audit", name)))
+    for name, audit in _begun(run):
         summary = audit.run.read_summary() or {}
         of = audit.run.description["fingerprint_of"].get("parts_digest")
         if of != parts_digest:
@@ -103,11 +102,21 @@ def encode(value: Mapping[str, Any]) -> bytes:
 def audits_of(run: Run, parts_digest: str) -> list[Audit]:
     """The audits of a run that have told what they found, of parts with this digest, by their
     names. Raises NotARun where one's run.json is none, StorageUnavailable."""
-    folder = run.root.child("audit")
-    found = [Audit(open_run(folder.child(name))) for name in entries(folder)]
     return [
         audit
-        for audit in found
+        for _, audit in _begun(run)
         if audit.run.description["fingerprint_of"].get("parts_digest") == parts_digest
         and audit.carriers.name in audit.run.root.names()
     ]
+
+
+def _begun(run: Run) -> Iterator[tuple[str, Audit]]:
+    """Every audit of a run, by its name."""
+    for name in entries(run.root.child("audit")):
+        place = run.root.child("audit", name)
+        try:
+            description = read_description(place)
+        except NotADirectoryError:  # a file that somebody put there
+            continue
+        if description is not None:
+            yield name, Audit(Run(place, description))

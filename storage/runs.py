@@ -184,9 +184,17 @@ def part_name(index: int) -> str:
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What a run and a command have different, one line a setting."""
-    here, there = dict(_flat(stored)), dict(_flat(wanted))
     return [
-        f"  {key}: run has {here.get(key, 'nothing')}, this command has {there.get(key, 'nothing')}"
+        f"  {key}: run has {here}, this command has {there}"
+        for key, here, there in unequal(stored, wanted)
+    ]
+
+
+def unequal(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Settings, such as model.block, that differ, with both values as JSON, "nothing" if none."""
+    here, there = dict(_flat(one)), dict(_flat(other))
+    return [
+        (key, here.get(key, "nothing"), there.get(key, "nothing"))
         for key in sorted(here | there)
         if here.get(key) != there.get(key)
     ]

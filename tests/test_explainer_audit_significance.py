@@ -1,6 +1,8 @@
 """Intervals and p-values against published examples, slow re-implementations and simulations."""
 
 import itertools
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -8,9 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from explainer.audit.significance import (
+    Estimate,
     benjamini_hochberg,
     difference,
+    gain,
     lift,
+    mcnemar,
     paired,
     shift,
     sign_flip,
@@ -204,3 +209,21 @@ def test_q_values_reject_what_the_step_up_procedure_rejects():
             cut = ranked[np.flatnonzero(below)[-1]] if below.any() else -1.0
             np.testing.assert_array_equal(q_values <= level, p_values <= cut)
     assert benjamini_hochberg([]) == []
+
+
+@pytest.mark.parametrize(("gained", "lost", "pairs"), [(5, 2, 20), (0, 0, 7), (3, 0, 3), (0, 9, 9)])
+def test_a_gain_from_counts_is_that_of_the_pairs_themselves(gained, lost, pairs):
+    differences = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (pairs - gained - lost))
+    want, got = paired(differences), gain(gained, lost, pairs)
+    assert (got.value, got.low, got.high) == pytest.approx((want.value, want.low, want.high))
+    assert got.of == want.of == pairs
+    assert gain(0, 0, 0) == Estimate(0.0, -1.0, 1.0, 0)
+
+
+def test_mcnemar_is_the_exact_binomial_test():
+    for gained, lost in [(0, 0), (0, 1), (5, 0), (3, 9), (7, 7), (100, 140), (1000, 1150)]:
+        both, fewer = gained + lost, min(gained, lost)
+        ways = sum(math.comb(both, k) for k in range(fewer + 1))
+        want = min(1.0, 2 * float(Fraction(ways, 2**both)))
+        assert mcnemar(gained, lost) == pytest.approx(want, rel=1e-9)
+        assert mcnemar(lost, gained) == mcnemar(gained, lost)

@@ -20,7 +20,18 @@ def saliency(*arguments: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["explain"], ["audit"], ["evaluate"], ["demo"], ["export"], ["verify"], ["show"]],
+    [
+        [],
+        ["explain"],
+        ["audit"],
+        ["evaluate"],
+        ["demo"],
+        ["export"],
+        ["report"],
+        ["show"],
+        ["compare"],
+        ["verify"],
+    ],
 )
 def test_help_is_quick_and_loads_neither_torch_nor_ray(arguments):
     seconds = []

@@ -64,6 +64,27 @@ def paired(differences: Float[np.ndarray, " pairs"]) -> Estimate:
     return Estimate(float(differences.mean()), float(low), float(high), differences.size)
 
 
+def gain(gained: int, lost: int, pairs: int) -> Estimate:
+    """The difference of two shares of the same `pairs`, of which some are gained and some lost.
+
+    That is `paired` of as many 1, -1 and 0; of no pairs it is 0, from -1 to 1.
+    """
+    value = (gained - lost) / pairs if pairs else 0.0
+    with_two = pairs + 2
+    centre = (gained - lost) / with_two
+    half = Z_95 * (((gained + lost + 2) / with_two - centre**2) / with_two) ** 0.5
+    return Estimate(value, max(-1.0, centre - half), min(1.0, centre + half), pairs)
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided exact p-value of as unequal a number of gains and losses (McNemar 1947)."""
+    fewer, both = min(gained, lost), gained + lost
+    steps = np.arange(1, fewer + 1)
+    logarithms = np.append(0.0, np.log((both - steps + 1) / steps)).cumsum()
+    tail = np.exp(logarithms - both * np.log(2.0)).sum()
+    return float(min(1.0, 2 * tail))
+
+
 def shift(
     treated: Float[np.ndarray, "rounds recipients"],
     control: Float[np.ndarray, "rounds recipients"],

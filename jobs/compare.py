@@ -1,0 +1,311 @@
+"""`saliency compare`: what changed from one run to another; needs neither torch nor Ray."""
+
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from jobs.compare_classes import ClassKeys, compare_classes, draw
+from jobs.compare_findings import FindingsCompared, compare_findings
+from jobs.compare_told import failed_by, tell, tell_json, written
+from jobs.comparison import Comparison, Setting, Side, StatusChange, accuracy_of
+from jobs.config import ConfigurationError, Exit
+from jobs.map_sample import MapSample
+from jobs.options import check_writable, read_options
+from jobs.progress import LINE_SECONDS
+from jobs.signals import Signals
+from storage import comparisons
+from storage.audits import Audit, chosen_audit
+from storage.locations import CredentialsRefused, Location, WriteRefused
+from storage.pairs import Join, Pairs
+from storage.parts import Parts, PartsDamaged
+from storage.runs import FINISHED, NotARun, Run, open_run, unequal
+from storage.trust import named
+
+READERS = 8  # of each run
+ROWS_AHEAD = 65_536  # that the readers of a run hold together, about
+# Settings whose change is no change of how maps are made.
+OF_THE_ROWS = ("manifest", "shard_size", "schema_version")
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which runs are compared, and what is made of it; storages are JSON files of options."""
+
+    run_a: str
+    run_b: str
+    out: str | None = None
+    json: bool = False
+    fail_on: str | None = None
+    input_storage: str | None = None
+    input_storage_b: str | None = None
+    output_storage: str | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A finished run, what its summary.json says, and its last audit, if any."""
+
+    run: Run
+    summary: dict[str, Any]
+    audit: Audit | None
+    side: Side
+
+
+def compare(request: Request, console: Console) -> Exit:
+    """Compare two finished runs and tell what changed.
+
+    Raises ConfigurationError with all that is wrong with the request, and for runs that share no
+    image; StorageUnavailable where a store fails or the temporary folder is full.
+    """
+    problems: list[str] = []
+    storage_b = request.input_storage_b or request.input_storage
+    a = _subject("RUN_A", request.run_a, request.input_storage, problems)
+    b = _subject("RUN_B", request.run_b, storage_b, problems)
+    out = None if request.out is None else _place(request, problems)
+    if request.fail_on is not None:
+        problems += [
+            f"--fail-on: {subject.run.root} has no finished audit of its rows; run `saliency audit "
+            f"{subject.run.root}` first"
+            for subject in (a, b)
+            if subject is not None and subject.audit is None
+        ]
+    if problems or a is None or b is None:
+        raise ConfigurationError(problems)
+    quiet = Console(quiet=True) if request.json else console
+    with terminable(), _compared(a, b, _lines(quiet, a, b)) as (comparison, pairs):
+        if out is not None:
+            joined = pairs.read(comparisons.rows().names, comparisons.ROWS_OF_A_FILE)
+            comparisons.write(out, joined, *written(comparison))
+    if request.json:
+        tell_json(console, comparison)
+    else:
+        tell(console, comparison, out)
+    return failed_by(comparison) if request.fail_on is not None else Exit.COMPLETE
+
+
+def compare_runs(a: Run, b: Run) -> Comparison:
+    """What changed from one finished run to another.
+
+    Raises ConfigurationError where a run is not finished or has changed since, and where the runs
+    share no image.
+    """
+    problems: list[str] = []
+    subjects = [_opened(name, run, problems) for name, run in (("RUN_A", a), ("RUN_B", b))]
+    one, other = subjects
+    if problems or one is None or other is None:
+        raise ConfigurationError(problems)
+    with _compared(one, other, lambda rows: None) as (comparison, _):
+        return comparison
+
+
+def _subject(name: str, url: str, storage: str | None, problems: list[str]) -> Subject | None:
+    try:
+        return _opened(name, open_run(named(url, read_options(storage))), problems)
+    except (NotARun, OSError, ValueError, ImportError) as error:
+        problems.append(f"{name}: {error}")
+        return None
+
+
+def _opened(name: str, run: Run, problems: list[str]) -> Subject | None:
+    """The run with its audit; a problem where it is not finished."""
+    try:
+        summary = run.read_summary() or {"state": "not started"}
+        if summary["state"] not in FINISHED or "parts_digest" not in summary:
+            raise ValueError(
+                f"{run.root} is not finished (state: {summary['state']}); the `saliency explain` "
+                "that made it does the rest, compare it then"
+            )
+        audit = _complete(chosen_audit(run, summary["parts_digest"]))
+        return Subject(run, summary, audit, _side(run, summary, audit))
+    except (NotARun, OSError, ValueError, KeyError, TypeError) as error:
+        problems.append(f"{name}: {error}")
+        return None
+
+
+def _complete(audit: Audit | None) -> Audit | None:
+    """An audit that has looked at every class: what another did not find is not gone."""
+    state = None if audit is None else (audit.run.read_summary() or {}).get("state")
+    return audit if state == "complete" else None
+
+
+def _side(run: Run, summary: dict[str, Any], audit: Audit | None) -> Side:
+    identity = run.description["fingerprint_of"]
+    rows, columns = run.description["grid"]
+    return Side(
+        run=run.id,
+        root=run.root.shown,
+        model=identity["model"]["name"],
+        weights=identity["model"]["weights"],
+        target=identity["method"]["target"],
+        grid=(rows, columns),
+        rows=summary["rows"],
+        statuses=summary["statuses"],
+        audit=None if audit is None else audit.run.id,
+    )
+
+
+def _place(request: Request, problems: list[str]) -> Location | None:
+    try:
+        out = named(request.out or "", read_options(request.output_storage))
+        comparisons.check_empty(out)
+        check_writable(out)
+        return out
+    except (WriteRefused, CredentialsRefused, OSError, ValueError, ImportError) as error:
+        problems.append(f"--out: {error}")
+        return None
+
+
+@contextmanager
+def _compared(
+    a: Subject, b: Subject, advance: Advance
+) -> Generator[tuple[Comparison, Pairs], None, None]:
+    """The comparison, and the joined rows for as long as it is entered."""
+    heatmaps = a.run.read_class_heatmaps(), b.run.read_class_heatmaps()
+    keys = ClassKeys.of(a.run, b.run, heatmaps)
+    join = Join(
+        is_of_one_manifest=_setting(a, "manifest") == _setting(b, "manifest"),
+        is_of_one_class_list=keys.is_one_list,
+        has_maps=a.side.grid == b.side.grid,
+        cells=a.side.grid[0] * a.side.grid[1],
+        ambiguous=keys.ambiguous,
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="saliency-compare-") as folder,
+        closing(Pairs(Path(folder), join)) as pairs,
+    ):
+        sample = MapSample(a.summary["classes_explained"], join.cells)
+        _read(a, b, pairs, sample, advance)
+        totals = pairs.totals()
+        if not totals.both:
+            raise ConfigurationError(
+                [
+                    f"RUN_B: {b.run.root} and {a.run.root} have no image_id in common, by which "
+                    "rows are joined: explain both from lists with the same ids (--id-column)"
+                ]
+            )
+        classes = compare_classes(pairs, sample, heatmaps, (a.side.grid, b.side.grid), keys)
+        settings = unequal(*(s.run.description["fingerprint_of"] for s in (a, b)))
+        found = FindingsCompared((), ())
+        if a.audit is not None and b.audit is not None:
+            found = compare_findings((a.audit, b.audit), pairs, keys.both)
+        comparison = Comparison(
+            a=a.side,
+            b=b.side,
+            settings=tuple(Setting(*setting) for setting in settings),
+            remarks=tuple(_remarks(a, b, keys, totals.labels_changed)),
+            images=totals,
+            statuses=tuple(StatusChange(*change) for change in pairs.statuses()),
+            accuracy=accuracy_of(pairs.outcomes()),
+            classes=tuple(classes),
+            findings=found.changes,
+            untested=found.untested,
+        )
+        yield comparison, pairs
+
+
+def _setting(subject: Subject, name: str) -> object:
+    return subject.run.description["fingerprint_of"].get(name)
+
+
+def _read(a: Subject, b: Subject, pairs: Pairs, sample: MapSample, advance: Advance) -> None:
+    """Read both runs once, join their rows, and keep them and some maps of each class."""
+    parts = Parts(a.run), Parts(b.run)
+    streams = [
+        part.read(max(2, min(READERS, ROWS_AHEAD * subject.summary["parts"] // subject.side.rows)))
+        for part, subject in zip(parts, (a, b), strict=True)
+    ]
+    try:
+        with closing(streams[0]), closing(streams[1]):
+            counted = [_counted(stream, advance) for stream in streams]
+            for rows in pairs.joined(*counted):
+                pairs.keep(draw(rows, sample, pairs.join))
+    except PartsDamaged as error:
+        raise ConfigurationError([str(error)]) from error
+    changed = [
+        f"{name}: the parts of {subject.run.root} have the digest {part.digest}, its summary.json "
+        f"has {subject.summary['parts_digest']}: parts came, went or changed since it was finished"
+        for name, subject, part in zip(("RUN_A", "RUN_B"), (a, b), parts, strict=True)
+        if part.digest != subject.summary["parts_digest"]
+    ]
+    if changed:
+        raise ConfigurationError(changed)
+
+
+def _counted(tables: Iterator[pa.Table], advance: Advance) -> Iterator[pa.Table]:
+    for table in tables:
+        yield table
+        advance(len(table))
+
+
+def _remarks(a: Subject, b: Subject, keys: ClassKeys, labels_changed: int) -> Iterator[str]:
+    """What is not compared, or means something else than it seems to."""
+    if a.side.grid != b.side.grid:
+        grids = " and ".join(f"{rows} x {columns}" for rows, columns in (a.side.grid, b.side.grid))
+        yield f"maps have {grids} cells: no map and no class heatmap is compared"
+    settings = unequal(*(s.run.description["fingerprint_of"] for s in (a, b)))
+    made = [
+        f"{name} ({one} and {other})"
+        for name, one, other in settings
+        if name not in OF_THE_ROWS and not name.startswith("model.") and name != "method.target"
+    ]
+    if made:
+        yield f"maps are made otherwise, which moves them too: {', '.join(made)}"
+    if a.side.target != b.side.target:
+        yield (
+            f"run A explains the target {a.side.target}, run B {b.side.target}: class heatmaps "
+            "are means over other images; maps of the same image and class are compared all the "
+            "same"
+        )
+    if not keys.is_one_list:
+        yield "the class lists differ: classes are the same where their names are"
+    if keys.ambiguous:
+        yield (
+            f"two classes of one run have the name {', '.join(keys.ambiguous[:3])}"
+            f"{', ...' if len(keys.ambiguous) > 3 else ''}: no such class is compared"
+        )
+    if labels_changed:
+        yield f"{labels_changed} images have another label: they count for no accuracy"
+    for name, subject in (("A", a), ("B", b)):
+        if subject.audit is None:
+            yield (
+                f"run {name} has no finished audit of its rows: no findings are compared "
+                f"(saliency audit {subject.side.root})"
+            )
+
+
+def _lines(console: Console, a: Subject, b: Subject) -> Advance:
+    """Counts rows: a plain line every ten seconds."""
+    total, done, last_line = a.side.rows + b.side.rows, 0, time.monotonic()
+
+    def advance(rows: int) -> None:
+        nonlocal done, last_line
+        done += rows
+        if time.monotonic() - last_line >= LINE_SECONDS:
+            last_line = time.monotonic()
+            console.print(f"read: {done} rows of {total} images")
+
+    return advance
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Signals as SystemExit and KeyboardInterrupt, so that the temporary folder is removed."""
+    signals = Signals()
+    try:
+        with signals.caught():
+            yield
+    except BaseException:  # DuckDB has exceptions of its own for a query that a signal ends
+        if signals.received == signal.SIGTERM:
+            raise SystemExit(Exit.TERMINATED) from None
+        if signals.received is not None:
+            raise KeyboardInterrupt from None
+        raise
