@@ -14,7 +14,7 @@ from rich.console import Console
 
 from jobs.compare_classes import ClassKeys, compare_classes, draw
 from jobs.compare_findings import FindingsCompared, compare_findings
-from jobs.compare_told import failed_by, tell, tell_json, written
+from jobs.compare_told import failed_by, remarks, tell, tell_json, written
 from jobs.comparison import Comparison, Setting, Side, StatusChange, accuracy_of
 from jobs.config import ConfigurationError, Exit
 from jobs.map_sample import MapSample
@@ -31,8 +31,6 @@ from storage.trust import named
 
 READERS = 8  # of each run
 ROWS_AHEAD = 65_536  # that the readers of a run hold together, about
-# Settings whose change is no change of how maps are made.
-OF_THE_ROWS = ("manifest", "shard_size", "schema_version")
 Advance = Callable[[int], None]
 
 
@@ -193,15 +191,16 @@ def _compared(
                 ]
             )
         classes = compare_classes(pairs, sample, heatmaps, (a.side.grid, b.side.grid), keys)
-        settings = unequal(*(s.run.description["fingerprint_of"] for s in (a, b)))
+        differ = unequal(*(s.run.description["fingerprint_of"] for s in (a, b)))
+        settings = tuple(Setting(*setting) for setting in differ)
         found = FindingsCompared((), ())
         if a.audit is not None and b.audit is not None:
             found = compare_findings((a.audit, b.audit), pairs, keys.both)
         comparison = Comparison(
             a=a.side,
             b=b.side,
-            settings=tuple(Setting(*setting) for setting in settings),
-            remarks=tuple(_remarks(a, b, keys, totals.labels_changed)),
+            settings=settings,
+            remarks=tuple(remarks((a.side, b.side), settings, keys, totals.labels_changed)),
             images=totals,
             statuses=tuple(StatusChange(*change) for change in pairs.statuses()),
             accuracy=accuracy_of(pairs.outcomes()),
@@ -244,42 +243,6 @@ def _counted(tables: Iterator[pa.Table], advance: Advance) -> Iterator[pa.Table]
     for table in tables:
         yield table
         advance(len(table))
-
-
-def _remarks(a: Subject, b: Subject, keys: ClassKeys, labels_changed: int) -> Iterator[str]:
-    """What is not compared, or means something else than it seems to."""
-    if a.side.grid != b.side.grid:
-        grids = " and ".join(f"{rows} x {columns}" for rows, columns in (a.side.grid, b.side.grid))
-        yield f"maps have {grids} cells: no map and no class heatmap is compared"
-    settings = unequal(*(s.run.description["fingerprint_of"] for s in (a, b)))
-    made = [
-        f"{name} ({one} and {other})"
-        for name, one, other in settings
-        if name not in OF_THE_ROWS and not name.startswith("model.") and name != "method.target"
-    ]
-    if made:
-        yield f"maps are made otherwise, which moves them too: {', '.join(made)}"
-    if a.side.target != b.side.target:
-        yield (
-            f"run A explains the target {a.side.target}, run B {b.side.target}: class heatmaps "
-            "are means over other images; maps of the same image and class are compared all the "
-            "same"
-        )
-    if not keys.is_one_list:
-        yield "the class lists differ: classes are the same where their names are"
-    if keys.ambiguous:
-        yield (
-            f"two classes of one run have the name {', '.join(keys.ambiguous[:3])}"
-            f"{', ...' if len(keys.ambiguous) > 3 else ''}: no such class is compared"
-        )
-    if labels_changed:
-        yield f"{labels_changed} images have another label: they count for no accuracy"
-    for name, subject in (("A", a), ("B", b)):
-        if subject.audit is None:
-            yield (
-                f"run {name} has no finished audit of its rows: no findings are compared "
-                f"(saliency audit {subject.side.root})"
-            )
 
 
 def _lines(console: Console, a: Subject, b: Subject) -> Advance:

@@ -1,7 +1,7 @@
 """What is told of a comparison: tables on the terminal, JSON, tables to read on, the exit code."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.compare_classes import ClassKeys
 from jobs.comparison import (
     Accuracy,
     ClassComparison,
@@ -18,6 +19,8 @@ from jobs.comparison import (
     FindingChange,
     Heatmaps,
     Maps,
+    Setting,
+    Side,
 )
 from jobs.config import Exit
 from storage import comparisons
@@ -25,6 +28,8 @@ from storage.locations import Location
 
 MOST_TOLD = 20
 NO_CUE = CueVerdict("", None, None)
+# Settings whose change is no change of how maps are made.
+NOT_OF_MAPS = ("manifest", "shard_size", "schema_version", "method.target")
 
 
 def tell(console: Console, comparison: Comparison, out: Location | None) -> None:
@@ -39,6 +44,44 @@ def tell(console: Console, comparison: Comparison, out: Location | None) -> None
         console.print(f"note: {_untested(comparison)}", markup=False)
     if out is not None:
         console.print(f"rows, classes and findings: {out.shown}", markup=False)
+
+
+def remarks(
+    sides: tuple[Side, Side], settings: Sequence[Setting], keys: ClassKeys, labels_changed: int
+) -> Iterator[str]:
+    """What is not compared, or means something else than it seems to."""
+    a, b = sides
+    if a.grid != b.grid:
+        grids = " and ".join(f"{rows} x {columns}" for rows, columns in (a.grid, b.grid))
+        yield f"maps have {grids} cells: no map and no class heatmap is compared"
+    made = [
+        f"{of.name} ({of.a} and {of.b})"
+        for of in settings
+        if of.name not in NOT_OF_MAPS and not of.name.startswith("model.")
+    ]
+    if made:
+        yield f"maps are made otherwise, which moves them too: {', '.join(made)}"
+    if a.target != b.target:
+        yield (
+            f"run A explains the target {a.target}, run B {b.target}: class heatmaps "
+            "are means over other images; maps of the same image and class are compared all the "
+            "same"
+        )
+    if not keys.is_one_list:
+        yield "the class lists differ: classes are the same where their names are"
+    if keys.ambiguous:
+        yield (
+            f"two classes of one run have the name {', '.join(keys.ambiguous[:3])}"
+            f"{', ...' if len(keys.ambiguous) > 3 else ''}: no such class is compared"
+        )
+    if labels_changed:
+        yield f"{labels_changed} images have another label: they count for no accuracy"
+    for name, side in (("A", a), ("B", b)):
+        if side.audit is None:
+            yield (
+                f"run {name} has no finished audit of its rows: no findings are compared "
+                f"(saliency audit {side.root})"
+            )
 
 
 def tell_json(console: Console, comparison: Comparison) -> None:
