@@ -13,6 +13,7 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,11 +119,15 @@ def _table(timed: dict[str, list[Timed]], lengths: list[int]) -> None:
         both = zip(of_lengths, lengths, strict=True)
         cells = [f"{length / each.seconds:>22.1f} {each.cost:>6.2f}" for each, length in both]
         out.print(f"{name:<20}{''.join(cells)}")
-    rates = [
-        length / sum(of_lengths[place].seconds for of_lengths in timed.values())
-        for place, length in enumerate(lengths)
-    ]
-    out.print(f"{'all of them':<20}{''.join(f'{rate:>22.2f}{' ' * 7}' for rate in rates)}")
+    totals = [sum(of_length) for of_length in _by_length(timed)]
+    rates = [length / total for length, total in zip(lengths, totals, strict=True)]
+    out.print(f"{'all of them':<20}" + "".join(f"{rate:>22.2f}{'':>7}" for rate in rates))
+
+
+def _by_length(timed: dict[str, list[Timed]]) -> Iterator[list[float]]:
+    """Seconds of all methods, for each length of batches."""
+    for of_length in zip(*timed.values(), strict=True):
+        yield [each.seconds for each in of_length]
 
 
 if __name__ == "__main__":
