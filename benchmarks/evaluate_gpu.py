@@ -35,7 +35,7 @@ METHODS = (
     *("relevance", "gradcam", "legrad", "libragrad", "random", "center"),
     *("reciprocam:-3", "reciprocam:-3:1x1", "reciprocam:-2:kept", "rise:64"),
 )
-out = Console(soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False)  # of which :-1: is one
 
 
 @dataclass(frozen=True)
