@@ -116,8 +116,13 @@ def _explained(
 
 
 def _seconds(call: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    _wait(device)  # for what is not the call's
     started = time.perf_counter()
     result = call()
+    _wait(device)
+    return time.perf_counter() - started, result
+
+
+def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - started, result

@@ -26,8 +26,8 @@ BASELINES: Mapping[str, Attribution] = {
     "random": baselines.random,
     "center": baselines.center,
 }
-# What a pass with gradients may keep at once, in bytes.
-GRAPH_BYTES = 2**30
+# What a pass with gradients may keep at once, in bytes: on a GPU small parts cost more than work.
+GRAPH_BYTES = {"cpu": 2**30, "cuda": 2**33}
 RULE = (
     f"a method is {RECIPROCAM}, {', '.join(BASELINES)} or {RISE}, and may have options: "
     f"{RECIPROCAM}:-1:1x1:kept (block, mask, residual, logit), {RISE}:4000 (masks)"
@@ -62,7 +62,8 @@ class Baseline:
         attribution = BASELINES.get(self.name)
         if attribution is None:
             attribution = partial(baselines.rise, masks=self.masks or RISE_MASKS)
-        length = max(1, GRAPH_BYTES // _graph_bytes(model))
+        budget = GRAPH_BYTES["cpu" if crops.device.type == "cpu" else "cuda"]
+        length = max(1, budget // _graph_bytes(model))
         parts = []
         for start in range(0, len(crops), length):
             chosen = slice(start, start + length)

@@ -158,7 +158,7 @@ def main() -> None:
 
 def run(command: AnyCommand) -> Exit:
     """Run a parsed command; what its user can mend is told in a line a problem."""
-    console = Terminal(highlight=False, soft_wrap=True)
+    console = Terminal(highlight=False, soft_wrap=True, emoji=False)  # of which :-1: is one
     set_ray_environment(
         command.execution.address
         if isinstance(command, ExplainConfig | AuditConfig | EvaluateConfig)

@@ -346,7 +346,7 @@ def test_neither_the_batch_nor_its_parts_change_a_map(monkeypatch, method, build
     for one in (slice(0, 1), slice(1, 2), slice(2, 3)):
         alone = explain(model, crops[one], target="label", labels=labels[one], method=method)
         torch.testing.assert_close(alone.scores, whole.scores[one], rtol=1e-9, atol=1e-12)
-    monkeypatch.setattr(methods, "GRAPH_BYTES", 1)
+    monkeypatch.setitem(methods.GRAPH_BYTES, "cpu", 1)
     monkeypatch.setitem(passes.CHUNK_BYTES, "cpu", 1)
     sizes = set()
     model.vit.patch_embed.register_forward_pre_hook(lambda _m, given: sizes.add(len(given[0])))

@@ -110,3 +110,12 @@ def test_other_methods_and_their_numbers_are_those_of_the_cpu(name, build, rando
     for metric in on_cpu.keys() - {"cost", "coherency", "adcc"}:  # a level of 255 may round apart
         assert on_gpu[metric].tolist() == pytest.approx(on_cpu[metric].tolist(), abs=1e-3), metric
     assert all(values.device.type == "cpu" for values in on_gpu.values())
+
+
+def test_what_was_begun_before_is_no_methods_cost(build, random_crops):
+    model = build("class token", torch.float32)
+    model.vit.to("cuda")
+    judge = Judge(model, random_crops(model).cuda(), torch.zeros(7).long().cuda(), 4, {})
+    judge.metrics(parse("center"))  # what a first call costs besides
+    torch.cuda._sleep(10**9)  # cycles: half a second
+    assert judge.metrics(parse("center"))["cost"].min() > 0.5

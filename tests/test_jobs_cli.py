@@ -79,6 +79,16 @@ def test_bad_input_exits_2_with_a_line_a_problem(tmp_path):
     assert "Traceback" not in answer.stderr
 
 
+def test_names_between_colons_are_told_as_they_are_and_not_as_pictures(tmp_path):
+    answer = saliency(
+        "explain", "--images", str(tmp_path / ":smile:"), "--model", "vit_tiny_patch16_224",
+        "--checkpoint", "random:0", "--method", "reciprocam:-1:9x9", "--out", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert answer.returncode == 2
+    assert f"{tmp_path}/:smile:" in answer.stdout
+    assert "got 'reciprocam:-1:9x9'" in answer.stdout
+
+
 @pytest.mark.parametrize("arguments", [["explain"], ["explain", "--block", "last"], ["nonsense"]])
 def test_a_command_line_that_does_not_parse_exits_2(arguments):
     assert saliency(*arguments).returncode == 2
