@@ -125,12 +125,17 @@ class Run:
 
     def class_heatmap_picture(self, name: str) -> Location:
         """Where the picture of a class goes; any name becomes a file name of its own."""
-        safe = quote(name, safe=" ,()+")
-        if safe.startswith("."):
-            safe = "%2E" + safe[1:]
-        if len(safe) > 200:  # file systems end at 255 bytes
-            safe = f"{safe[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        return self.root.child("class_heatmaps", f"{safe}.png")
+        return self.root.child("class_heatmaps", f"{file_name(name)}.png")
+
+
+def file_name(name: str) -> str:
+    """A file name of at most 200 characters, without an ending, that no other name has."""
+    safe = quote(name, safe=" ,()+")
+    if safe.startswith("."):
+        safe = "%2E" + safe[1:]
+    if len(safe) > 200:  # file systems end at 255 bytes
+        safe = f"{safe[:180]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return safe
 
 
 def open_or_create(root: Location, description: Mapping[str, Any]) -> Run:

@@ -1,0 +1,134 @@
+"""What an audit found, as exports hold it: its cues, and which images carry them."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from storage.audits import Audit
+from storage.exports import entries
+from storage.runs import Run, open_run
+from storage.schema import CONTENT_DIGEST
+
+# A verdict as one word, for tags and names of files; the audit's own may go on after a colon.
+SHORTEST = ":"
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A finding that has a cue; `row` is its line of findings.parquet."""
+
+    row: Mapping[str, Any]
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Class index, and number of the cue."""
+        return int(self.row["target"]), int(self.row["cue"])
+
+    @property
+    def verdict(self) -> str:
+        """The verdict without what the audit advises, in one word: not-testable."""
+        return str(self.row["verdict"]).partition(SHORTEST)[0].replace(" ", "-")
+
+    @property
+    def name(self) -> str:
+        """Such as pentagon cue 0."""
+        return f"{self.row['target_name']} cue {self.row['cue']}"
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """An image that holds a cue: how like it is, and which cells, row-major, the cue covers."""
+
+    row: int
+    cue: Cue
+    likeness: float
+    cells: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """An audit's cues, severest first, and their carriers.
+
+    `missing` counts the classes that it has not examined; `digest` is that of both tables.
+    """
+
+    audit: str
+    digest: str
+    missing: int
+    cues: tuple[Cue, ...]
+    carriers: tuple[Carrier, ...]
+
+    @cached_property
+    def by_row(self) -> Mapping[int, list[Carrier]]:
+        """The carriers by their row of the manifest, severest cue first."""
+        result: dict[int, list[Carrier]] = {}
+        for carrier in self.carriers:
+            result.setdefault(carrier.row, []).append(carrier)
+        return result
+
+    @property
+    def told(self) -> str:
+        """What it is, on one line."""
+        lacks = f"; it is incomplete: {self.missing} classes are not examined"
+        return f"{self.audit}{lacks if self.missing else ''}"
+
+
+def find(run: Run, parts_digest: str, wanted: str | None) -> Found | None:
+    """The audit of a run that is wanted, or its only one; None where none is wanted or there.
+
+    Raises ValueError where there is no such audit, where there are several and none is named, and
+    where it is of other parts than the run has now.
+    """
+    there = sorted(entries(run.root.child("audit")))
+    names = ", ".join(there)
+    if wanted is not None and wanted not in there:
+        raise ValueError(f"--audit: {run.root} has no audit {wanted!r}; it has {names or 'none'}")
+    if wanted is None and len(there) > 1:
+        raise ValueError(f"{run.root} has several audits: say which with --audit: {names}")
+    if not there:
+        return None
+    audit = Audit(open_run(run.root.child("audit", wanted or there[0])))
+    of = audit.run.description["fingerprint_of"].get("parts_digest")
+    if of != parts_digest:
+        raise ValueError(
+            f"{audit.run.root} is an audit of parts with the digest {of}, the run has "
+            f"{parts_digest}: it has changed since; `saliency audit` it anew"
+        )
+    return _read(audit)
+
+
+def _read(audit: Audit) -> Found:
+    summary = audit.run.read_summary()
+    if summary is None:
+        raise ValueError(
+            f"{audit.run.root} is not finished; the `saliency audit` that began it does the rest"
+        )
+    tables = [_table(place.read()) for place in (audit.findings, audit.carriers)]
+    digests = [table.schema.metadata[CONTENT_DIGEST.encode()] for table in tables]
+    cues = {
+        cue.key: cue
+        for cue in (Cue(row) for row in tables[0].to_pylist() if row["cue"] is not None)
+    }
+    order = {key: place for place, key in enumerate(cues)}
+    carriers = [
+        Carrier(row["row"], cues[row["target"], row["cue"]], row["likeness"], tuple(row["cells"]))
+        for row in tables[1].to_pylist()
+    ]
+    carriers.sort(key=lambda carrier: (order[carrier.cue.key], -carrier.likeness, carrier.row))
+    return Found(
+        audit.run.root.name,
+        sha256(b"".join(digests)).hexdigest(),
+        int(summary["classes_missing"]),
+        tuple(cues.values()),
+        tuple(carriers),
+    )
+
+
+def _table(data: bytes) -> pa.Table:
+    return pq.read_table(io.BytesIO(data))
