@@ -36,6 +36,11 @@ class Cue:
         return str(self.row["verdict"]).partition(SHORTEST)[0].replace(" ", "-")
 
     @property
+    def is_accused(self) -> bool:
+        """Whether the class may rest on it: neither cleared nor untestable."""
+        return self.verdict not in ("cleared", "not-testable")
+
+    @property
     def name(self) -> str:
         """Such as pentagon cue 0."""
         return f"{self.row['target_name']} cue {self.row['cue']}"

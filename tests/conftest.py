@@ -439,7 +439,7 @@ def _write_hostile_images(folder: Path) -> Path:
 
 
 def _write_audit(run: Any) -> str:
-    """An audit's tables, as `saliency audit` writes them: three cues, one of them on no image."""
+    """An audit's tables, as `saliency audit` writes them: four cues, one of them on no image."""
     import pyarrow as pa
 
     from storage import audit_schema, schema
@@ -450,7 +450,7 @@ def _write_audit(run: Any) -> str:
     audit = open_or_create_audit(run, identity)
     common = {"reason": "a reason, with\na line", "images": 9, "explained": 9, "candidates": 1}
     found = [(0, 0, "shortcut", 0.5), (2, 1, "compact cue: look at it", 0.2)]
-    found += [(3, 0, "not testable", 0.0), (1, None, "cleared", 0.0)]
+    found += [(3, 0, "not testable", 0.0), (1, 0, "cleared", 0.0), (4, None, "cleared", 0.0)]
     findings = [
         {"target": target, "target_name": HOSTILE_CLASSES[target], "cue": cue, "verdict": verdict}
         | {"severity": severity, "passes": 1, **common}
@@ -458,9 +458,9 @@ def _write_audit(run: Any) -> str:
     ]
     corner, row_of_cells = [10, 11, 14, 15], [4, 5, 6, 7]
     held = [(0, 0, 0, corner), (0, 0, 3, [0]), (0, 0, 5, corner), (0, 0, 23, [0, 15])]
-    held += [(2, 1, 3, row_of_cells), (2, 1, 12, row_of_cells)]
+    held += [(2, 1, 3, row_of_cells), (2, 1, 21, row_of_cells), (1, 0, 16, corner)]
     carriers = [
-        {"target": target, "cue": cue, "verdict": "shortcut" if target == 0 else found[1][2]}
+        {"target": target, "cue": cue, "verdict": {f[:2]: f[2] for f in found}[target, cue]}
         | {"row": row, "likeness": 1 - row / 100, "cells": [i in cells for i in range(16)]}
         for target, cue, row, cells in held
     ]

@@ -50,6 +50,7 @@ def test_a_list_has_a_line_for_each_carrier_the_likest_first(audited, request_of
     out, rows = Path(request_of.out), rows_of_run(audited.root)
     assert sorted(path.name for path in (out / "lists").iterdir()) == [
         "00000-pentagon-cue0-shortcut.txt",
+        "00001-a%2Fb-cue0-cleared.txt",
         "00002-..%2Fup-cue1-compact-cue.txt",
     ]
     found = (out / "lists" / "00000-pentagon-cue0-shortcut.txt").read_text().split("\n")
@@ -62,7 +63,7 @@ def test_the_tables_read_back_as_they_were(audited, request_of, console):
     export(request_of, console)
     rows = rows_of_run(audited.root)
     carriers = table(Path(request_of.out) / "carriers.csv")
-    assert [int(line["row"]) for line in carriers] == [0, 3, 5, 23, 3, 12]
+    assert [int(line["row"]) for line in carriers] == [0, 3, 5, 23, 3, 21, 16]
     for line in carriers:
         row = rows[int(line["row"])]
         assert line["image_id"] == row["image_id"] == audited.image_ids[row["row"]]
@@ -71,7 +72,9 @@ def test_the_tables_read_back_as_they_were(audited, request_of, console):
         assert float(line["probability"]) == row["probability"]
         assert (Path(request_of.out) / line["list"]).exists()
     findings = table(Path(request_of.out) / "findings.csv")
-    assert [line["target_name"] for line in findings] == [audited.class_names[i] for i in (0, 2, 3)]
+    assert [line["target_name"] for line in findings] == [
+        audited.class_names[i] for i in (0, 2, 3, 1)
+    ]
     assert findings[0]["reason"] == "a reason, with\na line"
     assert findings[2]["list"] == ""
 
@@ -88,9 +91,9 @@ def test_it_is_told_what_was_written_and_that_the_audit_lacks_classes(audited, r
     export(request_of, console)
     lines = told(console)
     assert f"{audited.audit}; it is incomplete: 1 classes are not examined" in lines
-    assert f"{request_of.out}/ (4 files, " in lines
+    assert f"{request_of.out}/ (5 files, " in lines
     said = json.loads((Path(request_of.out) / "export.json").read_text())
-    assert (said["cues"], said["carriers"], said["audit"]) == (3, 6, audited.audit)
+    assert (said["cues"], said["carriers"], said["audit"]) == (4, 7, audited.audit)
 
 
 def test_a_complete_export_is_left_alone_and_an_interrupted_one_is_completed(
@@ -196,6 +199,6 @@ def test_a_run_in_s3_is_exported_to_s3(audited, s3, tmp_path, console):
     assert export(remote, console) is Exit.COMPLETE
     assert export(local, console) is Exit.COMPLETE
     names = s3.location("out").walk()
-    assert len(names) == 6
+    assert len(names) == 7
     for name in names:
         assert s3.location("out").child(name).read() == (tmp_path / "out" / name).read_bytes()
