@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from jobs.config import ConfigurationError
 from jobs.export_findings import Found, find
@@ -12,6 +13,9 @@ from storage.exports import entries
 from storage.locations import CredentialsRefused, Location, WriteRefused
 from storage.runs import FINISHED, NotARun, Run, open_run
 from storage.trust import named
+
+if TYPE_CHECKING:
+    from jobs.finished import Finished
 
 # Whether a format holds what an audit found.
 NEED_AUDIT = ("carriers", "coco")
@@ -69,6 +73,14 @@ class Exported:
         """The rows of its explanations."""
         explained = int(self.summary["statuses"].get("ok", 0))
         return self.images + explained * (self.targets_per_image - 1)
+
+    @cached_property
+    def finished(self) -> "Finished":
+        """The same run with its images. Raises ConfigurationError where its list is gone."""
+        from jobs.finished import open_finished  # loads torch, which lists and tables do not need
+
+        storage = self.request.input_storage
+        return open_finished(self.request.run, storage, storage)
 
     @property
     def audited(self) -> Found:
