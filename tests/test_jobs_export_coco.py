@@ -14,9 +14,9 @@ from rich.console import Console
 from explainer.preprocess import Preprocessing, decode
 from jobs.config import Exit
 from jobs.export import export
-from jobs.export_coco import cells_in_pixels, rectangles
 from jobs.export_findings import Carrier, Cue
 from jobs.export_plan import Request, plan
+from jobs.export_regions import cells_in_pixels, rectangles
 
 # pycocotools' own arrays.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
