@@ -54,7 +54,7 @@ def write(exported: Exported, console: Console) -> Written:
     described = metadata(f"saliency-{exported.run.id}", _fields(exported), class_names(exported))
     files.append(exported.folder.create("metadata.json", _encoded(described) + b"\n"))
     left_out = exported.images - len(samples)
-    counts = {"samples": len(samples), "images left out": left_out, **copies.counts}
+    counts = {"samples": len(samples), "images left out": left_out, **copies.counts()}
     if exported.targets_per_image > MOST_TARGETS:
         counts["targets of an image left out"] = exported.targets_per_image - MOST_TARGETS
     return Written(files, counts)

@@ -1,18 +1,14 @@
 """What an audit found, as exports hold it: its cues, and which images carry them."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from storage.audits import Audit
+from storage.audits import Audit, chosen_audit
 from storage.exports import entries
-from storage.runs import Run, open_run
+from storage.runs import Run
 from storage.schema import CONTENT_DIGEST
 
 # A verdict as one word, for tags and names of files; the audit's own may go on after a colon.
@@ -88,33 +84,21 @@ def find(run: Run, parts_digest: str, wanted: str | None) -> Found | None:
     """The audit of a run that is wanted, or its only one; None where none is wanted or there.
 
     Raises ValueError where there is no such audit, where there are several and none is named, and
-    where it is of other parts than the run has now.
+    where it has not ended or is of other parts than the run has now.
     """
     there = sorted(entries(run.root.child("audit")))
-    names = ", ".join(there)
-    if wanted is not None and wanted not in there:
-        raise ValueError(f"--audit: {run.root} has no audit {wanted!r}; it has {names or 'none'}")
     if wanted is None and len(there) > 1:
+        names = ", ".join(there)
         raise ValueError(f"{run.root} has several audits: say which with --audit: {names}")
-    if not there:
+    if wanted is None and not there:
         return None
-    audit = Audit(open_run(run.root.child("audit", wanted or there[0])))
-    of = audit.run.description["fingerprint_of"].get("parts_digest")
-    if of != parts_digest:
-        raise ValueError(
-            f"{audit.run.root} is an audit of parts with the digest {of}, the run has "
-            f"{parts_digest}: it has changed since; `saliency audit` it anew"
-        )
-    return _read(audit)
+    audit = chosen_audit(run, parts_digest, wanted or there[0])
+    return None if audit is None else _read(audit)
 
 
 def _read(audit: Audit) -> Found:
-    summary = audit.run.read_summary()
-    if summary is None:
-        raise ValueError(
-            f"{audit.run.root} is not finished; the `saliency audit` that began it does the rest"
-        )
-    tables = [_table(place.read()) for place in (audit.findings, audit.carriers)]
+    summary = audit.run.read_summary() or {}
+    tables = [audit.table(place) for place in (audit.findings, audit.carriers)]
     digests = [table.schema.metadata[CONTENT_DIGEST.encode()] for table in tables]
     cues = {
         cue.key: cue
@@ -133,7 +117,3 @@ def _read(audit: Audit) -> Found:
         tuple(cues.values()),
         tuple(carriers),
     )
-
-
-def _table(data: bytes) -> pa.Table:
-    return pq.read_table(io.BytesIO(data))

@@ -66,7 +66,7 @@ def write(exported: Exported, console: Console) -> Written:
         files.append(exported.folder.create(name, _encoded(table)))
         rows += len(table)
     files.append(exported.folder.create("README.md", _card(exported, names)))
-    return Written(files, {"images": rows, **copies.counts})
+    return Written(files, {"images": rows, **copies.counts()})
 
 
 def _encoded(table: pa.Table) -> bytes:

@@ -26,25 +26,27 @@ class Copies:
     def files(self, rows: Sequence[int]) -> Iterator[tuple[int, bytes | None]]:
         """Each row's file, None for one that cannot be read; rows are rising.
 
-        Raises StorageUnavailable where the store fails, and where more images are lost than read:
-        then the store is at fault, or the images are no longer there.
+        Raises StorageUnavailable where the store fails, and once most of the run's images are lost.
         """
-        finished = self.exported.finished
         for start in range(0, len(rows), AT_ONCE):
-            for row, fetched in finished.files(rows[start : start + AT_ONCE]):
+            for row, fetched in self.exported.finished.files(rows[start : start + AT_ONCE]):
                 self._count(row, fetched)
                 yield row, fetched.data
-            if len(self.lost) > self.read:
-                why = next(iter(self.lost.values()))
-                raise StorageUnavailable(
-                    f"{len(self.lost)} of {len(self.lost) + self.read} images that the run "
-                    f"explained cannot be read now, the first because of: {why}"
-                )
+            self._refuse_loss(self.exported.explained // 2)
 
-    @property
     def counts(self) -> Mapping[str, int]:
-        """What is told at the end."""
+        """What is told at the end. Raises StorageUnavailable where more are lost than read: then
+        the store is at fault, or the images are no longer there."""
+        self._refuse_loss(self.read)
         return {"images not to be read now": len(self.lost)} if self.lost else {}
+
+    def _refuse_loss(self, most: int) -> None:
+        if len(self.lost) > most:
+            why = next(iter(self.lost.values()))
+            raise StorageUnavailable(
+                f"{len(self.lost)} of {len(self.lost) + self.read} images that the run explained "
+                f"cannot be read now, the first because of: {why}"
+            )
 
     def _count(self, row: int, fetched: Fetched) -> None:
         if fetched.data is None:

@@ -1,13 +1,11 @@
 """`saliency export --to parquet`: the explanations elsewhere, sorted by class into few files."""
 
 import shutil
-import signal
 import tempfile
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -16,7 +14,7 @@ from rich.text import Text
 
 from jobs.config import ConfigurationError, Exit
 from jobs.export_plan import OF_OUT, OF_RUN, Request, finished, place
-from jobs.export_rows import Advance, counted, progress, readers, refuse_change
+from jobs.export_rows import Advance, counted, progress, readers, refuse_change, terminable
 from jobs.options import read_options
 from storage.exports import Export, ExportedFile, ExportError, entries, layout
 from storage.parts import Parts, PartsDamaged, in_order
@@ -64,7 +62,7 @@ def carry_out(plan: Plan, console: Console) -> Exit:
     try:
         said = plan.copy.begin()
         if said is None:
-            with _terminable(), tempfile.TemporaryDirectory(prefix="saliency-export-") as folder:
+            with terminable(), tempfile.TemporaryDirectory(prefix="saliency-export-") as folder:
                 said = _copy(plan, Path(folder), console)
         else:
             console.print("this export is complete; nothing to do")
@@ -133,20 +131,6 @@ def _check_room(plan: Plan, folder: Path) -> None:
             f"sorting needs more than {need / GIGABYTE:.1f} GiB under {folder.parent}, where "
             f"{free / GIGABYTE:.1f} GiB are free: set TMPDIR to a folder with more room"
         )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM as an exception, so that the spill folder is removed."""
-
-    def terminate(_signal: int, _frame: FrameType | None) -> None:
-        raise SystemExit(Exit.TERMINATED)
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _tell(plan: Plan, said: Mapping[str, Any], console: Console) -> None:

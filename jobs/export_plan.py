@@ -69,10 +69,14 @@ class Exported:
         return int(self.summary["rows"])
 
     @property
+    def explained(self) -> int:
+        """Of these the ones with maps."""
+        return int(self.summary["statuses"].get("ok", 0))
+
+    @property
     def rows(self) -> int:
         """The rows of its explanations."""
-        explained = int(self.summary["statuses"].get("ok", 0))
-        return self.images + explained * (self.targets_per_image - 1)
+        return self.images + self.explained * (self.targets_per_image - 1)
 
     @cached_property
     def finished(self) -> "Finished":

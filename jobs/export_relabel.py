@@ -18,7 +18,7 @@ from rich.console import Console
 
 from jobs.export_findings import Carrier, Found
 from jobs.export_plan import Exported, Written
-from jobs.export_rows import first_of_images, read_rows
+from jobs.export_rows import first_of_images, read_rows, terminable
 from jobs.export_tables import csv_bytes
 from storage.export_folders import CreatedFile
 from storage.exports import ExportError
@@ -41,6 +41,7 @@ def write(exported: Exported, console: Console) -> Written:
     Raises ExportError where the run has neither labels nor an audit.
     """
     with (
+        terminable(),
         tempfile.TemporaryDirectory(prefix="saliency-export-") as folder,
         duckdb.connect(str(Path(folder, "images.duckdb"))) as database,
     ):

@@ -1,14 +1,17 @@
 """A run's rows on their way into an export: all parts once, checked, and counted as they pass."""
 
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
+from types import FrameType
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from jobs.config import Exit
 from jobs.export_plan import Exported
 from jobs.progress import LINE_SECONDS
 from storage.exports import ExportError
@@ -86,3 +89,17 @@ def progress(console: Console, what: str, total: int) -> Iterator[Advance]:
 
     with bar:
         yield advance
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM as an exception, so that temporary folders are removed."""
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        raise SystemExit(Exit.TERMINATED)
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -63,7 +63,7 @@ def write(exported: Exported, console: Console) -> Written:
     }
     files = [exported.folder.create(name, data) for name, data in contents.items()]
     classes = len({key.partition("/")[0] for key in analysis})
-    return Written(files, {"images": len(images), "classes analysed": classes, **copies.counts})
+    return Written(files, {"images": len(images), "classes analysed": classes, **copies.counts()})
 
 
 def category(target: int) -> str:

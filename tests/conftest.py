@@ -470,7 +470,8 @@ def _write_audit(run: Any) -> str:
     ):
         table = pa.Table.from_pylist(rows, schema=columns)
         place.replace(schema.encode_parquet(table, {"audit": audit.run.id}))
-    audit.run.write_summary({"state": "incomplete", "classes_missing": 1})
+    ended = {"ended": "2026-11-27T00:00:00+00:00"}
+    audit.run.write_summary({"state": "incomplete", "classes_missing": 1, **ended})
     return str(audit.run.root.name)
 
 

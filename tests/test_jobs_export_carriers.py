@@ -147,7 +147,7 @@ def copied(audited, tmp_path) -> Path:
 def test_which_audit_is_taken(copied, request_of, audited):
     request = replace(request_of, run=str(copied))
     (line,) = refused(replace(request, audit="../audit"))
-    assert line == f"RUN: --audit: {copied} has no audit '../audit'; it has {audited.audit}"
+    assert line == f"RUN: audit ../audit of {copied} is not there; there is {audited.audit}"
     shutil.copytree(copied / "audit" / audited.audit, copied / "audit" / "second")
     (line,) = refused(request)
     both = ", ".join(sorted([audited.audit, "second"]))
@@ -170,13 +170,14 @@ def test_an_audit_of_other_parts_or_without_an_end_is_refused(copied, request_of
     audit.run.summary.delete()
     (line,) = refused(request)
     assert line == (
-        f"RUN: {audit.run.root} is not finished; the `saliency audit` that began it does the rest"
+        f"RUN: audit {audited.audit} of {copied} has not ended: the `saliency audit` that began it "
+        "does the rest"
     )
     summary = json.loads((copied / "summary.json").read_text())
     (copied / "summary.json").write_text(json.dumps(summary | {"parts_digest": "other"}))
     (line,) = refused(request)
-    assert "is an audit of parts with the digest" in line
-    assert line.endswith("the run has other: it has changed since; `saliency audit` it anew")
+    assert f"audit {audited.audit} of {copied} is of parts with the digest" in line
+    assert line.endswith(", and the run has other")
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path):

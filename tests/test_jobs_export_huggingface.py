@@ -163,6 +163,31 @@ def test_images_within_other_files_are_copied_not_referred_to(
         load(Path(config.out), tmp_path / "out2", images="refer")
 
 
+def test_images_and_run_in_s3_are_exported_there(audited, s3, tmp_path):
+    shutil.copytree(audited.root, tmp_path / "run")
+    table = pq.read_table(tmp_path / "run" / "manifest.parquet")
+    uris = table["uri"].to_pylist()
+    for number, uri in enumerate(uris):
+        if number != audited.missing:
+            s3.location(f"images/{number}").create(Path(uri).read_bytes())
+    remote = pa.array([s3.url(f"images/{number}") for number in range(len(uris))])
+    place = table.schema.get_field_index("uri")
+    pq.write_table(table.set_column(place, "uri", remote), tmp_path / "run" / "manifest.parquet")
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file():
+            s3.location(f"run/{path.relative_to(tmp_path / 'run')}").create(path.read_bytes())
+    (tmp_path / "options.json").write_text(json.dumps(s3.options))
+    storages = [str(tmp_path / "options.json")] * 2
+    request = Request(s3.url("run"), s3.url("out"), "target", *storages, to="huggingface")
+    assert export(request, Console(file=io.StringIO())) is Exit.COMPLETE
+    local = Request(str(audited.root), str(tmp_path / "out"), to="huggingface")
+    export(local, Console(file=io.StringIO()))
+    names = sorted(s3.location("out").walk())
+    assert names == ["README.md", "data/train-00000.parquet", "export-begun.json", "export.json"]
+    for name in names:
+        assert s3.location(f"out/{name}").read() == (tmp_path / "out" / name).read_bytes()
+
+
 def test_class_names_are_distinct():
     names = {0: "crane", 1: "gull", 3: "crane"}
     assert distinct(names) == ["crane (0)", "gull", "class 2", "crane (3)"]
