@@ -11,9 +11,6 @@ from storage.exports import entries
 from storage.runs import Run
 from storage.schema import CONTENT_DIGEST
 
-# A verdict as one word, for tags and names of files; the audit's own may go on after a colon.
-SHORTEST = ":"
-
 
 @dataclass(frozen=True)
 class Cue:
@@ -28,8 +25,9 @@ class Cue:
 
     @property
     def verdict(self) -> str:
-        """The verdict without what the audit advises, in one word: not-testable."""
-        return str(self.row["verdict"]).partition(SHORTEST)[0].replace(" ", "-")
+        """The verdict as one word, for tags and names of files: not-testable. What it advises after
+        a colon is left out."""
+        return str(self.row["verdict"]).partition(":")[0].replace(" ", "-")
 
     @property
     def is_accused(self) -> bool:
