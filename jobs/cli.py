@@ -37,21 +37,30 @@ class Demo:
 
 @dataclass(frozen=True)
 class Export:
-    """Copy a finished run's explanations elsewhere, sorted by class, so that queries for one class
-    skip all others."""
+    """Write a finished run, and what an audit found in it, in the form that another tool opens
+    (docs/export.md)."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run's directory: a path or a URL (s3://...)."""
     out: str
-    """Where the copy goes, an empty folder: a path or a URL (s3://...)."""
-    to: Literal["parquet"] = "parquet"
-    """Format of the copy."""
+    """Where the export goes, an empty folder: a path or a URL (s3://...)."""
+    to: Literal["parquet", "carriers", "relabel", "coco", "huggingface", "virelay", "fiftyone"] = (
+        "parquet"
+    )
+    """Format: a copy sorted by class, lists of carriers, a table for relabelling, boxes of cues, or
+    a dataset that the tool of that name opens."""
     sort_by: Literal["target", "label", "predicted"] = "target"
-    """Column whose classes lie together; rows without one are last."""
+    """Of parquet: the column whose classes lie together; rows without one are last."""
+    audit: str | None = None
+    """Which of the run's audits, by the name of its folder. Default: the one that ended last."""
+    images: Literal["copy", "refer"] = "copy"
+    """Of huggingface and fiftyone: copy the images, or name where they are."""
+    per_class: int = 100
+    """Of virelay: most images of a class."""
     input_storage: str | None = None
-    """JSON file of fsspec options for reading the run."""
+    """JSON file of fsspec options for reading the run and its images."""
     output_storage: str | None = None
-    """JSON file of fsspec options for writing the copy."""
+    """JSON file of fsspec options for writing the export."""
 
 
 @dataclass(frozen=True)
@@ -195,10 +204,10 @@ def _demo(command: Demo, console: Console) -> Exit:
 
 
 def _export(command: Export, console: Console) -> Exit:
-    from jobs.export import Request, export
+    from jobs.export import export
+    from jobs.export_plan import Request
 
-    storages = command.input_storage, command.output_storage
-    return export(Request(command.run, command.out, command.sort_by, *storages), console)
+    return export(Request(**asdict(command)), console)
 
 
 def _report(command: Report, console: Console) -> Exit:

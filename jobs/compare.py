@@ -26,7 +26,7 @@ from storage.audits import Audit, chosen_audit
 from storage.locations import CredentialsRefused, Location, WriteRefused
 from storage.pairs import Join, Pairs
 from storage.parts import Parts, PartsDamaged
-from storage.runs import FINISHED, NotARun, Run, open_run, unequal
+from storage.runs import NotARun, Run, finished_summary, open_run, unequal
 from storage.trust import named
 
 READERS = 8  # of each run
@@ -116,12 +116,7 @@ def _subject(name: str, url: str, storage: str | None, problems: list[str]) -> S
 def _opened(name: str, run: Run, problems: list[str]) -> Subject | None:
     """The run with its audit; a problem where it is not finished."""
     try:
-        summary = run.read_summary() or {"state": "not started"}
-        if summary["state"] not in FINISHED or "parts_digest" not in summary:
-            raise ValueError(
-                f"{run.root} is not finished (state: {summary['state']}); the `saliency explain` "
-                "that made it does the rest, compare it then"
-            )
+        summary = finished_summary(run)
         audit = _complete(chosen_audit(run, summary["parts_digest"]))
         return Subject(run, summary, audit, _side(run, summary, audit))
     except (NotARun, OSError, ValueError, KeyError, TypeError) as error:

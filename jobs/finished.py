@@ -17,7 +17,7 @@ from storage.images import Fetched, Reading, fetch
 from storage.manifests import ManifestError
 from storage.parts import PartsDamaged, read_whole
 from storage.rows import RowSource
-from storage.runs import FINISHED, NotARun, Run, open_run, part_name
+from storage.runs import NotARun, Run, finished_summary, open_run, part_name
 from storage.trust import named
 
 # A snapshot's row groups hold so many rows: fewer at once would read them several times.
@@ -118,14 +118,3 @@ def open_finished(url: str, input_storage: str | None, output_storage: str | Non
     return Finished(
         run, summary, source, Reading(options, asked.uri_column, allow_local=may_be_local(asked))
     )
-
-
-def finished_summary(run: Run) -> Mapping[str, Any]:
-    """summary.json of a finished run. Raises ValueError where it is not finished."""
-    summary = run.read_summary() or {"state": "not started"}
-    if summary["state"] not in FINISHED or "parts_digest" not in summary:
-        raise ValueError(
-            f"{run.root} is not finished (state: {summary['state']}); the `saliency explain` that "
-            "made it does the rest"
-        )
-    return summary

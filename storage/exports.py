@@ -26,7 +26,7 @@ _FILE_BYTES, _GROUP_BYTES = 128 * 2**20, 8 * 2**20
 _SCALAR_BYTES = 300  # of a row beside its map
 _PAGE_ROWS = 2048  # the step in which readers of the page index skip within a row group
 _FOOTER_READERS = 16
-_ELSEWHERE = "name an empty --out"
+ELSEWHERE = "name an empty --out"
 
 
 class ExportError(ValueError):
@@ -88,20 +88,18 @@ class Export:
         """export.json if this very export is complete, else None."""
         inside, begun = entries(self.root), entries(self.files)
         if "export.json" in inside:
-            found = _read_json(self.root.child("export.json"))
-            self._compare(self.root, found)
+            found = read_json(self.root.child("export.json"))
+            refuse_other(self.root, found, self.identity)
             return found
         own = re.compile(re.escape(self.key) + r"-\d{5,}\.parquet")
         strangers = sorted(set(inside) - {"explanations"})
         strangers += sorted(name for name in begun if not own.fullmatch(name))
         if strangers:
-            raise ExportError(
-                f"{self.root} is not empty: it holds {_some(strangers)}; {_ELSEWHERE}"
-            )
+            raise ExportError(f"{self.root} is not empty: it holds {some(strangers)}; {ELSEWHERE}")
         for name, metadata in zip(
             begun, in_order(self._metadata, begun, _FOOTER_READERS), strict=True
         ):
-            self._compare(self.files.child(name), metadata or {})
+            refuse_other(self.files.child(name), metadata or {}, self.identity)
         return None
 
     def write(self, number: int, table: pa.Table, metadata: Mapping[bytes, bytes]) -> ExportedFile:
@@ -115,7 +113,7 @@ class Export:
             found = said if self.files.child(name).create(data) else self._metadata(name)
         if found is None or found.get(CONTENT_DIGEST) != said[CONTENT_DIGEST]:
             raise ExportError(
-                f"{self.files.child(name)} holds other rows than this export; {_ELSEWHERE}"
+                f"{self.files.child(name)} holds other rows than this export; {ELSEWHERE}"
             )
         keys = table[self.key]
         return ExportedFile(name, len(table), keys[0].as_py(), keys[-1].as_py())
@@ -124,7 +122,7 @@ class Export:
         """Create export.json, which says that the export is complete, and return it."""
         too_many = sorted(set(entries(self.files)) - {file.name for file in files})
         if too_many:
-            raise ExportError(f"{self.files} holds {_some(too_many)} besides; {_ELSEWHERE}")
+            raise ExportError(f"{self.files} holds {some(too_many)} besides; {ELSEWHERE}")
         rows = sum(file.rows for file in files)
         said = {**self.identity, "rows": rows, "files": [asdict(file) for file in files]}
         self.root.child("export.json").create(f"{json.dumps(said, indent=2)}\n".encode())
@@ -146,15 +144,17 @@ class Export:
             return {}
         return {key.decode(): value.decode() for key, value in found.items()}
 
-    def _compare(self, place: Location, found: Mapping[str, Any]) -> None:
-        lines = [
-            f"  {key}: {found.get(key, 'nothing')} there, {value} here"
-            for key, value in self.identity.items()
-            if found.get(key) != value
-        ]
-        if lines:
-            told = [f"{place} is of another export than this one:", *lines, _ELSEWHERE]
-            raise ExportError("\n".join(told))
+
+def refuse_other(place: Location, found: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+    """Raise ExportError with a line a difference where `found` is not what is `wanted`."""
+    lines = [
+        f"  {key}: {found.get(key, 'nothing')} there, {value} here"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
+    if lines:
+        told = [f"{place} is of another export than this one:", *lines, ELSEWHERE]
+        raise ExportError("\n".join(told))
 
 
 def encode(table: pa.Table, key: str, group: int) -> bytes:
@@ -198,8 +198,8 @@ def entries(folder: Location) -> dict[str, int]:
     return {name: names[name] for name in sorted(names) if name and not name.startswith(".")}
 
 
-def _read_json(location: Location) -> dict[str, Any]:
-    """{} for what is no JSON object."""
+def read_json(location: Location) -> dict[str, Any]:
+    """A JSON object; {} for what is none."""
     try:
         value = json.loads(location.read())
     except ValueError:
@@ -207,6 +207,7 @@ def _read_json(location: Location) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first name, and how many others there are."""
     first, *others = names
     return f"{first} and {len(others)} more" if others else first

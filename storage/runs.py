@@ -158,6 +158,17 @@ def open_run(root: Location) -> Run:
     return Run(root, description)
 
 
+def finished_summary(run: Run) -> dict[str, Any]:
+    """summary.json of a finished run. Raises ValueError where it is not finished."""
+    summary = run.read_summary() or {"state": "not started"}
+    if summary["state"] not in FINISHED or "parts_digest" not in summary:
+        raise ValueError(
+            f"{run.root} is not finished (state: {summary['state']}); the `saliency explain` that "
+            "made it does the rest"
+        )
+    return summary
+
+
 def read_description(root: Location) -> dict[str, Any] | None:
     """run.json at `root`; None where there is none, NotARun where it describes no run."""
     description = _read_json(root.child("run.json"))

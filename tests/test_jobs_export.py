@@ -22,7 +22,8 @@ import pytest
 from rich.console import Console
 
 from jobs.config import ConfigurationError, Exit
-from jobs.export import Request, carry_out, export, plan_export
+from jobs.export_parquet import carry_out, export, plan_export
+from jobs.export_plan import Request
 from storage import schema
 from storage.digests import table_digest
 from storage.exports import Layout, entries
@@ -204,7 +205,8 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from rich.console import Console
-from jobs.export import Request, carry_out, plan_export
+from jobs.export_parquet import carry_out, plan_export
+from jobs.export_plan import Request
 from storage.exports import Layout
 plan = plan_export(Request(*sys.argv[1:]))
 carry_out(replace(plan, copy=replace(plan.copy, layout=Layout(20, 20))), Console())
@@ -323,7 +325,7 @@ def test_a_run_that_is_not_finished_is_refused(local_request, console, summary):
     (line,) = refused(local_request, console)
     assert line == (
         f"RUN: {local_request.run} is not finished (state: {state}); the `saliency explain` that "
-        "made it does the rest, export it then"
+        "made it does the rest"
     )
 
 
@@ -377,7 +379,7 @@ def test_a_disk_that_is_sure_to_be_too_small_is_told_before_anything_is_read(
 
 
 def test_a_log_gets_a_line_every_while(local_request, console, monkeypatch):
-    monkeypatch.setattr("jobs.export.LINE_SECONDS", 0)
+    monkeypatch.setattr("jobs.export_rows.LINE_SECONDS", 0)
     export(local_request, console)
     count = len(rows())
     lines = told(console).splitlines()
