@@ -73,6 +73,8 @@ class Report:
     """Where the page goes: a path or a URL. Default: report.html in the run's directory."""
     audit: str | None = None
     """Which of the run's audits is told. Default: the one that ended last."""
+    against: str | None = None
+    """The run before: also tell what changed since, as `saliency compare` does."""
     pictures: bool = True
     """Show images of the dataset; without them the images are not read."""
     input_storage: str | None = None

@@ -143,8 +143,8 @@ def _found(request: Request, run: Run, summary: Mapping[str, Any]) -> Found | No
     found = find(run, str(summary["parts_digest"]), request.audit)
     if found is None and request.to in NEED_AUDIT:
         raise ValueError(
-            f"{run.root} has no audit of its present parts that has ended, and --to {request.to} is "
-            "made of what one found: `saliency audit` it first"
+            f"{run.root} has no audit of its present parts that has ended, and --to {request.to} "
+            "is made of what one found: `saliency audit` it first"
         )
     return found
 

@@ -1,11 +1,12 @@
 """`saliency report`: one HTML file of a finished run, its audit, its classes and their images."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
 
+from jobs.compare import compare_runs
 from jobs.config import ConfigurationError, Exit
 from jobs.finished import Finished, open_finished
 from jobs.options import check_writable, read_options
@@ -20,6 +21,7 @@ from jobs.report_page import (
     MOST_BYTES,
     SIDE,
     SIDE_OF_MANY,
+    Changes,
     Page,
     Pictures,
     Wanted,
@@ -27,10 +29,10 @@ from jobs.report_page import (
     render,
 )
 from jobs.report_pictures import Photo, sheet_url
-from jobs.report_scan import EXEMPLARS, scan
+from jobs.report_scan import EXEMPLARS, Scan, scan
 from storage.audits import chosen_audit
 from storage.locations import CredentialsRefused, Location, WriteRefused
-from storage.runs import NotARun
+from storage.runs import NotARun, open_run
 from storage.trust import named
 
 Key = tuple[int, int]
@@ -38,12 +40,14 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Request:
-    """Of which run and audit the page tells, and where it goes; the storages are JSON files of
-    fsspec options, `input_storage` for images, the other for the run and the page."""
+    """Of which run and audit the page tells, the run before that it is held against, and where it
+    goes; the storages are JSON files of fsspec options, `input_storage` for images, the other for
+    the runs and the page."""
 
     run: str
     out: str | None = None
     audit: str | None = None
+    against: str | None = None
     pictures: bool = True
     input_storage: str | None = None
     output_storage: str | None = None
@@ -80,6 +84,8 @@ def report(request: Request, console: Console) -> Exit:
     place = _place(request, finished)
     findings = _findings(request, finished)
     page = compose(finished, findings, request.pictures)
+    if request.against is not None:
+        page = replace(page, changes=_changes(request, finished, page.classes))
     place.replace(render(page).encode())
     told = "without an audit" if findings is None else f"with audit {findings.audit.run.root.name}"
     console.print(f"{place.shown}: {len(page.views)} classes, {told}", markup=False)
@@ -133,6 +139,27 @@ def _findings(request: Request, finished: Finished) -> Findings | None:
     except (NotARun, ValueError) as error:
         raise ConfigurationError([f"--audit: {error}"]) from error
     return None if audit is None else Findings.read(audit)
+
+
+def _changes(request: Request, finished: Finished, classes: Classes) -> Changes:
+    """What changed from the run before."""
+    try:
+        before = open_run(named(request.against or "", read_options(request.output_storage)))
+        comparison = compare_runs(before, finished.run)
+    except ConfigurationError as error:
+        raise ConfigurationError([_as_asked(problem) for problem in error.problems]) from error
+    except (NotARun, OSError, ValueError, ImportError) as error:
+        raise ConfigurationError([f"--against: {error}"]) from error
+    if comparison.a.grid != comparison.b.grid:
+        return Changes(comparison, {}, {})
+    heatmaps = before.read_class_heatmaps()
+    then = Classes(heatmaps, comparison.a.grid, Scan())
+    return Changes(comparison, then.means_by_name, classes.means_by_name)
+
+
+def _as_asked(problem: str) -> str:
+    """A problem of `saliency compare`, whose runs are options here."""
+    return problem.replace("RUN_A", "--against").replace("RUN_B", "RUN")
 
 
 def _check_digest(finished: Finished, metadata: Mapping[bytes, bytes]) -> None:

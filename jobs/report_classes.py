@@ -72,6 +72,12 @@ class Classes:
         table = self.heatmaps.select(["target", "target_name"]).to_pylist()
         return self.scan.names | {row["target"]: row["target_name"] for row in table}
 
+    @property
+    def means_by_name(self) -> dict[str, Map]:
+        """Mean maps over all images by the names of classes, which two classes may share: then of
+        the last."""
+        return {self.names[t]: groups["all"].mean for t, groups in self.by_group.items()}
+
     def views(self) -> Iterable[ClassView]:
         """Every class, by name."""
         everything = [groups["all"] for groups in self.by_group.values()]

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from explainer.audit.verdict import Verdict
 from explainer.preprocess import Preprocessing
-from jobs.report_classes import Classes, ClassView
+from jobs.comparison import ClassComparison, Comparison
+from jobs.report_classes import Classes, ClassView, Map
 from jobs.report_findings import SHORT, Card, Findings
 from jobs.report_pictures import Photo, cells_url, photo
 from jobs.report_scan import Shown
@@ -52,6 +53,36 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What changed from the run before, with the mean maps of classes then and now, by name; none
+    where their grids differ."""
+
+    told: Comparison
+    then: Mapping[str, Map]
+    now: Mapping[str, Map]
+
+    @property
+    def classes(self) -> list[ClassComparison]:
+        """Those that are right more or less often than before, or look elsewhere."""
+        return [
+            of
+            for of in self.told.classes
+            if of.looks_elsewhere or (of.accuracy is not None and of.accuracy.is_significant)
+        ]
+
+    def heatmaps(self, name: str) -> list[dict[str, Any]]:
+        """The class's mean map then, now, and how it changed."""
+        if name not in self.then or name not in self.now:
+            return []
+        then, now = self.then[name], self.now[name]
+        return [
+            {"url": cells_url(then), "caption": "before", "scale": "inferno"},
+            {"url": cells_url(now), "caption": "after", "scale": "inferno"},
+            difference(now - then, "after less before"),
+        ]
+
+
+@dataclass(frozen=True)
 class Page:
     """All that one report says."""
 
@@ -63,7 +94,7 @@ class Page:
     sheets: Mapping[tuple[int, int], str]
     pictures: Pictures
     many: bool
-    comparison: Mapping[str, Any] | None = None
+    changes: Changes | None = None
 
     @cached_property
     def views(self) -> list[ClassView]:
@@ -132,11 +163,15 @@ def heatmaps(view: ClassView) -> list[dict[str, Any]]:
         if group in view.heatmaps
     ]
     if view.difference is not None:
-        most = float(np.abs(view.difference).max()) or 1.0
-        url = cells_url(0.5 + view.difference / most / 2, "berlin")
-        caption = f"less the other classes' mean: from -{most:.2f} to +{most:.2f}"
-        found.append({"url": url, "caption": caption, "scale": "berlin"})
+        found.append(difference(view.difference, "less the other classes' mean"))
     return found
+
+
+def difference(of: Map, words: str) -> dict[str, Any]:
+    """A map of differences, whose largest is an end of the scale."""
+    most = float(np.abs(of).max()) or 1.0
+    caption = f"{words}: from -{most:.2f} to +{most:.2f}"
+    return {"url": cells_url(0.5 + of / most / 2, "berlin"), "caption": caption, "scale": "berlin"}
 
 
 def blob(page: Page, view: ClassView) -> dict[str, Any]:

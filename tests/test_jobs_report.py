@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 from rich.console import Console
 
 from benchmarks.report_run import make_run
+from jobs.compare import compare_runs
 from jobs.config import ConfigurationError, Exit, InputConfig
 from jobs.report import Budget, Request, report
 from storage.audits import open_or_create_audit
@@ -272,6 +273,33 @@ def test_an_audit_of_other_parts_is_not_told(run):
     with pytest.raises(ConfigurationError, match=match):
         told(Request(run.root.url, audit=stranger.run.root.name))
     assert run.read_summary() == summary
+
+
+def test_what_changed_since_the_run_before_is_told(opened, run, tmp_path, shot):
+    other = make_run(Location(str(tmp_path / "after")), NAMES[:3], 40, 1)
+    request = Request(other.root.url, against=run.root.url)
+    code, _ = told(request)
+    assert code is Exit.COMPLETE
+    compared = opened(tmp_path / "after" / "report.html").locator("#compared")
+    comparison = compare_runs(run, other)
+    images = comparison.images
+    tiles = compared.locator(".tiles b").all_inner_texts()
+    assert tiles[:3] == [str(n) for n in (images.both, images.only_a, images.only_b)]
+    findings = compared.locator("table").first.locator("tbody tr")
+    assert findings.count() == len(comparison.findings)
+    changes = findings.locator("td:nth-child(2)").all_inner_texts()
+    assert changes == [str(finding.change) for finding in comparison.findings]
+    assert {"gone", "unknown", "kept", "changed", "new"} >= set(changes)
+    shot(compared.page, "compared")
+
+
+def test_a_run_before_that_cannot_be_compared_is_refused_as_it_was_asked(run, tmp_path):
+    with pytest.raises(ConfigurationError, match=r"^--against: .* holds no run \(no run.json\)"):
+        told(Request(run.root.url, against=str(tmp_path)))
+    other = make_run(Location(str(tmp_path / "other")), ("x", "y"), 4, 0)
+    with pytest.raises(ConfigurationError) as error:
+        told(Request(run.root.url, against=other.root.url))
+    assert "RUN_" not in str(error.value)
 
 
 def test_pictures_share_what_a_page_may_hold():
