@@ -11,7 +11,6 @@ from rich.console import Console
 from explainer.classes import ClassNames
 from jobs import audit_told, findings
 from jobs.audit_plan import ClassImages, Recipients, candidates, class_images, recipients
-from jobs.audit_replica import AuditReplica
 from jobs.audit_worker import AuditJob
 from jobs.cluster import Resources, connected, resources
 from jobs.config import (
@@ -19,11 +18,12 @@ from jobs.config import (
     ConfigurationError,
     Exit,
 )
-from jobs.explain import BATCH_SIZE, follow, stopping
+from jobs.explain import follow, stopping
 from jobs.findings import Report
 from jobs.plan import Shard
 from jobs.pool import Pool
 from jobs.progress import RunProgress
+from jobs.rerun_replica import RerunReplica
 from jobs.subject import Subject, read_subject
 from jobs.summary import Attempt, now
 from storage.audits import Audit, open_or_create_audit
@@ -153,26 +153,18 @@ def examine_classes(
 def _pool(config: AuditConfig, subject: Subject, audited: Audit, todo: Plan) -> Pool:
     need = resources(config.execution)
     job = audit_job(config, subject, audited, todo, need)
-    return Pool(job, need, config.execution, replica=AuditReplica)
+    return Pool(job, need, config.execution, replica=RerunReplica)
 
 
 def audit_job(
     config: AuditConfig, subject: Subject, audited: Audit, todo: Plan, need: Resources
 ) -> AuditJob:
     """What a replica needs to examine the classes of a plan."""
-    prepared = subject.prepared
+    prepared, run = subject.prepared, subject.run
+    job = prepared.job(audited.run, run.manifest, need, config.execution, "float32")
     return AuditJob(
-        model=prepared.model,
-        method=prepared.method,
-        target=prepared.target,
-        run=audited.run,
-        rows=prepared.manifest.source(subject.run.manifest),
-        reading=prepared.reading,
-        batch_size=config.batch_size or BATCH_SIZE[need.device],
-        precision="float32",
-        device=need.device,
-        threads=need.threads,
-        audited=subject.run,
+        **vars(job),
+        finished=run,
         shards=prepared.shards(),
         classes=todo.classes,
         recipients=todo.recipients,

@@ -18,11 +18,10 @@ from explainer.audit.statistics import ClassStatistics, class_statistics
 from jobs.audit_pictures import png
 from jobs.audit_plan import ClassImages, Recipients
 from jobs.plan import Shard
-from jobs.row_images import Load, RowImages
-from jobs.worker import Job, ShardReport
+from jobs.row_images import Load, RerunJob, RowImages
+from jobs.worker import ShardReport
 from storage import schema
 from storage.audits import Audit
-from storage.runs import Run
 
 COLUMNS_OF_PROPERTIES = (
     "width", "height", "bytes", "has_exif", "jpeg_quality",
@@ -33,15 +32,12 @@ PROPERTIES = (*COLUMNS_OF_PROPERTIES, "aspect")
 
 
 @dataclass(frozen=True)
-class AuditJob(Job):
-    """All that a replica needs to audit any class of a run; `run` is the audit's own.
+class AuditJob(RerunJob):
+    """All that a replica needs to audit any class of a run.
 
     A shard of this job is a class: its index says which of `classes`, its rows which of the images.
-    `shards` are those of the run that is `audited`.
     """
 
-    audited: Run
-    shards: Sequence[Shard]
     classes: Sequence[ClassImages]
     recipients: Recipients
     seed: int
@@ -49,6 +45,10 @@ class AuditJob(Job):
     def row_of(self, shard: Shard, place: int) -> int:
         """The manifest's row of an image of a class."""
         return int(self.classes[shard.index].rows[place])
+
+    def worker(self, load: Load) -> "AuditWorker":
+        """What audits its classes."""
+        return AuditWorker(self, load)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class AuditWorker:
         job.model.vit.to(torch.device(job.device))
         self.lab = Laboratory(job.model, job.batch_size)
 
-    def audit_class(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport:
+    def publish(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport:
         """Examine the class of a shard, without the images that are `skipped`, and publish.
 
         Raises StorageUnavailable.
@@ -121,6 +121,11 @@ class AuditWorker:
         created = self.audit.publish(images.target, plain)
         statuses = {"ok": len(loaded.rows), "left out": shard.rows - len(loaded.rows)}
         return ShardReport(shard, created, statuses, {"compute": time.perf_counter() - started})
+
+    def probe(self, shard: Shard, skipped: Mapping[int, str]) -> None:
+        """Audit some images of a class by themselves."""
+        nobody = self.job.recipients.only(np.arange(0))
+        self.examine(self.load_class(shard, skipped).sample, nobody)
 
     def examine(self, sample: ClassSample, rivals: Recipients) -> Examination:
         """What there is to say of a class's images."""
@@ -185,7 +190,7 @@ class AuditWorker:
         numbers = {name: np.full(len(rows), np.nan) for name in PROPERTIES}
         for shard, inside in self.images.by_shard(rows):
             wanted = ["row", "target", "saliency", *COLUMNS_OF_PROPERTIES]
-            part = self.job.audited.read_part(shard.index, wanted)
+            part = self.job.finished.read_part(shard.index, wanted)
             part = part.filter(pc.is_in(part["row"], pa.array(inside)))
             places = np.searchsorted(rows, part["row"].to_numpy())
             for name, values in properties_of(part).items():

@@ -18,15 +18,15 @@ from jobs import evaluate_told
 from jobs.cluster import Resources, connected, resources
 from jobs.config import ConfigurationError, EvaluateConfig, Exit
 from jobs.evaluate_plan import Sample, draw
-from jobs.evaluate_replica import EvaluateReplica
 from jobs.evaluate_told import Evaluated
 from jobs.evaluate_worker import EvaluateJob, covered
-from jobs.explain import BATCH_SIZE, follow, stopping
+from jobs.explain import follow, stopping
 from jobs.options import read_options
 from jobs.plan import Shard, remaining
 from jobs.pool import Pool
 from jobs.prepare import INPUT_ERRORS
 from jobs.progress import RunProgress
+from jobs.rerun_replica import RerunReplica
 from jobs.subject import Subject, read_subject
 from jobs.summary import Attempt, now
 from storage.boxes import Boxes, read_boxes
@@ -194,7 +194,7 @@ def _judge(
     todo = remaining(plan.shards, evaluation.committed())
     need = resources(config.execution)
     job = evaluate_job(config, subject, evaluation, plan, need)
-    pool = Pool(job, need, config.execution, replica=EvaluateReplica)
+    pool = Pool(job, need, config.execution, replica=RerunReplica)
     images = len(plan.sample.rows)
     done = images - sum(shard.rows for shard in todo)
     with (
@@ -213,19 +213,11 @@ def evaluate_job(
     need: Resources,
 ) -> EvaluateJob:
     """What a replica needs to judge any shard of a sample."""
-    prepared = subject.prepared
+    prepared, run = subject.prepared, subject.run
+    job = prepared.job(evaluation.run, run.manifest, need, config.execution, "float32")
     return EvaluateJob(
-        model=prepared.model,
-        method=prepared.method,
-        target=prepared.target,
-        run=evaluation.run,
-        rows=prepared.manifest.source(subject.run.manifest),
-        reading=prepared.reading,
-        batch_size=config.batch_size or BATCH_SIZE[need.device],
-        precision="float32",
-        device=need.device,
-        threads=need.threads,
-        finished=subject.run,
+        **vars(job),
+        finished=run,
         shards=prepared.shards(),
         sample=plan.sample,
         methods=plan.methods,

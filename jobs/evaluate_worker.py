@@ -1,7 +1,7 @@
 """Evaluate methods on some images and publish the numbers: a plain class that knows no Ray."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,24 +18,21 @@ from explainer.preprocess import Preprocessing, decode_mask
 from explainer.sanity import Stage, randomised
 from jobs.evaluate_plan import Sample
 from jobs.plan import Shard
-from jobs.row_images import Load, RowImages
-from jobs.worker import Job, ShardReport
+from jobs.row_images import Load, RerunJob, RowImages
+from jobs.worker import ShardReport
 from storage import evaluations
 from storage.boxes import Boxes
 from storage.evaluations import Evaluation, Part
-from storage.runs import Run
 
 
 @dataclass(frozen=True)
-class EvaluateJob(Job):
-    """All that a replica needs to evaluate any shard; `run` is the evaluation's own.
+class EvaluateJob(RerunJob):
+    """All that a replica needs to evaluate any shard.
 
-    A shard of this job is a range of the `sample` of the images of the `finished` run, whose shards
-    are `shards`. `methods` are by the names under which they are told.
+    A shard of this job is a range of the `sample` of the finished run's images. `methods` are by
+    the names under which they are told.
     """
 
-    finished: Run
-    shards: Sequence[Shard]
     sample: Sample
     methods: Mapping[str, Method]
     steps: int
@@ -45,6 +42,10 @@ class EvaluateJob(Job):
     def row_of(self, _shard: Shard, place: int) -> int:
         """The manifest's row of a place in the sample."""
         return int(self.sample.rows[place])
+
+    def worker(self, load: Load) -> "EvaluateWorker":
+        """What judges its images."""
+        return EvaluateWorker(self, load)
 
 
 class EvaluateWorker:
@@ -60,7 +61,7 @@ class EvaluateWorker:
         self.at_once = job.batch_size
         self.warm = False
 
-    def evaluate_shard(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport:
+    def publish(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport:
         """Judge every method on a shard's images, without those that are `skipped`, and publish.
 
         Images that cannot be loaded now are left out, and the part says why. Raises
@@ -73,8 +74,12 @@ class EvaluateWorker:
         statuses = {"ok": shard.rows - left_out, "left out": left_out}
         return ShardReport(shard, created, statuses, {"compute": time.perf_counter() - started})
 
+    def probe(self, shard: Shard, skipped: Mapping[int, str]) -> None:
+        """Judge some images, for no part."""
+        self.part(shard, skipped)
+
     def part(self, shard: Shard, skipped: Mapping[int, str]) -> Part:
-        """What `evaluate_shard` publishes."""
+        """What `publish` publishes."""
         wanted = np.array([i for i in range(shard.start, shard.stop) if i not in skipped], np.int64)
         loaded = self.images.loaded(self.job.sample.rows[wanted])
         loaded.refuse_loss("")

@@ -21,13 +21,11 @@ from jobs.progress import RunProgress
 from jobs.replica import Replica
 from jobs.retry import shards_to_retry
 from jobs.summary import Attempt
-from jobs.worker import Job
 from storage import schema
 from storage.lease import Lease
 from storage.runs import FINISHED, Run, open_or_create
 
 PICTURE_WRITERS = 16
-BATCH_SIZE = {"cpu": 32, "cuda": 128}
 # So few failed images stop no run in its midst: of a small dataset one is more than 1%.
 FEW_IMAGES = 16
 
@@ -129,18 +127,8 @@ def dispatch(
 
 def _pool(prepared: Prepared, config: ExplainConfig, run: Run, replica: type[Replica]) -> Pool:
     need = resources(config.execution)
-    job = Job(
-        model=prepared.model,
-        method=prepared.method,
-        target=prepared.target,
-        run=run,
-        rows=prepared.manifest.source(run.manifest),
-        reading=prepared.reading,
-        batch_size=config.execution.batch_size or BATCH_SIZE[need.device],
-        precision=config.method.precision,
-        device=need.device,
-        threads=need.threads,
-    )
+    asked, precision = config.execution, config.method.precision
+    job = prepared.job(run, run.manifest, need, asked, precision)
     committed = run.committed() if config.execution.retry_failed else set()
     return Pool(job, need, config.execution, frozenset(committed), replica)
 

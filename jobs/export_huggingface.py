@@ -5,6 +5,7 @@ README.md                  the dataset's card, which says where the data is
 """
 
 import io
+import json
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from rich.console import Console
 
 from jobs.export_images import Copies, refuse_inner_images
@@ -214,4 +214,4 @@ def _card(exported: Exported, names: list[str]) -> bytes:
     rows, columns = exported.grid
     audit = "none" if exported.found is None else exported.found.audit
     text = CARD.format(run=exported.run.id, rows=rows, columns=columns, audit=audit)
-    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n{text}".encode()
+    return f"---\n{json.dumps(head, indent=2)}\n---\n{text}".encode()

@@ -16,7 +16,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pyarrow as pa
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -170,5 +169,5 @@ def _project(exported: Exported) -> bytes:
         },
         "analyses": [{"analysis_method": "Spectral", "sources": ["analysis.h5"]}],
     }
-    text: str = yaml.safe_dump({"project": project}, sort_keys=False)
+    text = json.dumps({"project": project}, indent=2)  # which is YAML, too
     return text.encode()

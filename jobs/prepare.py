@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from explainer import Method, ReciproCam, Target, VitClassifier, load_model, methods
+from explainer import Method, Precision, ReciproCam, Target, VitClassifier, load_model, methods
 from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from explainer.models import ModelError, PreprocessingOverrides
 from jobs.config import (
     ConfigurationError,
+    ExecutionConfig,
     ExplainConfig,
     MethodConfig,
     ModelConfig,
@@ -20,14 +21,19 @@ from jobs.config import (
 from jobs.images import check_extends, extended_run, may_be_local, read_images
 from jobs.options import check_writable, read_options
 from jobs.plan import Shard, planned, shard_size
+from jobs.worker import Job
 from storage.images import Reading
 from storage.locations import CredentialsRefused, Location, StorageUnavailable, WriteRefused
 from storage.manifests import Manifest, ManifestError, NothingNew
-from storage.runs import NotARun, fingerprint, read_description
+from storage.runs import NotARun, Run, fingerprint, read_description
 from storage.schema import SCHEMA_VERSION
 from storage.trust import named
 
+if TYPE_CHECKING:
+    from jobs.cluster import Resources  # which imports Ray: what is wrong is told before
+
 Value = TypeVar("Value")
+BATCH_SIZE = {"cpu": 32, "cuda": 128}
 # What a user's input can raise; anything else is a bug and shows its traceback.
 INPUT_ERRORS = (
     CheckpointError,
@@ -63,6 +69,29 @@ class Prepared:
         """The manifest's rows, cut."""
         size, targets = (self.description[n] for n in ("shard_size", "targets_per_image"))
         return planned(self.rows, self.manifest.groups, size, targets)
+
+    def job(
+        self,
+        run: Run,
+        stored: Location,
+        need: "Resources",
+        asked: ExecutionConfig,
+        precision: Precision,
+    ) -> Job:
+        """What a replica needs for these images and this model. It publishes to `run`; `stored` is
+        the manifest.parquet of the run that was made from them."""
+        return Job(
+            model=self.model,
+            method=self.method,
+            target=self.target,
+            run=run,
+            rows=self.manifest.source(stored),
+            reading=self.reading,
+            batch_size=asked.batch_size or BATCH_SIZE[need.device],
+            precision=precision,
+            device=need.device,
+            threads=need.threads,
+        )
 
     @property
     def labels_unknown(self) -> int:

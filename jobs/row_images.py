@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from jobs.loader import Batch
 from jobs.plan import Shard
-from jobs.worker import Job
+from jobs.worker import Job, ShardReport
 from storage.locations import StorageUnavailable
+from storage.runs import Run
 
 Load = Callable[[Sequence[pa.Table]], Iterator[Batch]]
 
@@ -34,6 +36,25 @@ class LoadedRows:
             raise StorageUnavailable(
                 f"{lost} of {lost + loaded} images{what} cannot be loaded, which the run explained"
             )
+
+
+class Reruns(Protocol):
+    """A worker that does shards of a job about a finished run; `skipped` are images that crash."""
+
+    def publish(self, shard: Shard, skipped: Mapping[int, str]) -> ShardReport: ...
+    def probe(self, shard: Shard, skipped: Mapping[int, str]) -> None: ...
+
+
+@dataclass(frozen=True)
+class RerunJob(Job):
+    """A job about the `finished` run, whose shards are `shards`; `run` is the job's own."""
+
+    finished: Run
+    shards: Sequence[Shard]
+
+    def worker(self, load: Load) -> Reruns:
+        """What does the job's shards, in this process."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from storage import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("jobs", "explainer", "storage")
-RAY_ROOMS = {"cluster.py", "pool.py", "replica.py", "audit_replica.py", "evaluate_replica.py"}
+RAY_ROOMS = {"cluster.py", "pool.py", "replica.py", "rerun_replica.py"}
 
 
 def imports(path: Path) -> set[str]:
