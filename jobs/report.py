@@ -175,8 +175,8 @@ def _check_digest(finished: Finished, metadata: Mapping[bytes, bytes]) -> None:
 
 def _exemplars(views: Iterable[ClassView], budget: Budget) -> Iterator[tuple[Key, Wanted]]:
     for view in views:
-        for images in (view.scanned.most, view.scanned.least):
-            for image in images[: budget.kept]:
+        for images in view.scanned.exemplars(budget.kept):
+            for image in images:
                 yield (image.row, image.target), Wanted(image, budget.side, budget.exemplar)
 
 

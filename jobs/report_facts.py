@@ -58,7 +58,8 @@ def _speed(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _attempts(finished: Finished) -> Iterator[tuple[str, str]]:
     """How often a driver was started, and where the last start ran."""
     folder = finished.run.root.child("attempts")
-    numbers = sorted(int(name.removesuffix(".json")) for name in folder.names())
+    found = (name.removesuffix(".json") for name in folder.names())
+    numbers = sorted(int(name) for name in found if name.isdecimal())
     if not numbers:
         return
     last = json.loads(folder.child(f"{numbers[-1]}.json").read())

@@ -19,7 +19,7 @@ from jobs.comparison import ClassComparison, Comparison
 from jobs.report_classes import Classes, ClassView, Map
 from jobs.report_findings import SHORT, Card, Findings
 from jobs.report_pictures import Photo, cells_url, photo
-from jobs.report_scan import Shown
+from jobs.report_scan import EXEMPLARS, Shown
 
 TEMPLATE = Path(__file__).parent / "report_template"
 # A page of 1,000 classes stays under 30 MB: the pictures of findings and the exemplars have so much
@@ -176,7 +176,7 @@ def difference(of: Map, words: str) -> dict[str, Any]:
 
 def blob(page: Page, view: ClassView) -> dict[str, Any]:
     """What the page's script shows of a class once it is opened."""
-    kept = EXEMPLARS_OF_MANY if page.many else None
+    most, least = view.scanned.exemplars(EXEMPLARS_OF_MANY if page.many else EXEMPLARS)
     figures = page.pictures.figure
     statistics = {} if page.findings is None else page.findings.statistics.get(view.target, {})
     return {
@@ -187,8 +187,8 @@ def blob(page: Page, view: ClassView) -> dict[str, Any]:
         "images": view.images,
         "right": view.right,
         "called": view.called,
-        "most": [figures(image) for image in view.scanned.most[:kept]],
-        "least": [figures(image) for image in view.scanned.least[:kept]],
+        "most": [figures(image) for image in most],
+        "least": [figures(image) for image in least],
         "numbers": [
             [name.replace("_", " "), f"{value:.3g}"] for name, value in view.scanned.means.items()
         ]
