@@ -57,12 +57,10 @@ def _speed(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _attempts(finished: Finished) -> Iterator[tuple[str, str]]:
     """How often a driver was started, and where the last start ran."""
-    folder = finished.run.root.child("attempts")
-    found = (name.removesuffix(".json") for name in folder.names())
-    numbers = sorted(int(name) for name in found if name.isdecimal())
+    numbers = finished.run.attempts()
     if not numbers:
         return
-    last = json.loads(folder.child(f"{numbers[-1]}.json").read())
+    last = json.loads(finished.run.attempt(numbers[-1]).read())
     resources, versions = last.get("resources", {}), last.get("versions", {})
     replicas = f"{resources.get('replicas')} on {resources.get('device')}"
     yield "starts of a driver", f"{len(numbers)}; the last with replicas: {replicas}"

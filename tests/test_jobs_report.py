@@ -15,7 +15,7 @@ from benchmarks.report_run import make_run
 from jobs.compare import compare_runs
 from jobs.config import ConfigurationError, Exit, InputConfig
 from jobs.report import Budget, Request, report
-from storage.audits import open_or_create_audit
+from storage.audits import chosen_audit, open_or_create_audit
 from storage.locations import Location
 
 SCRIPT = "<script>alert(1)</script>"
@@ -246,8 +246,12 @@ def test_what_cannot_be_told_is_refused(run, tmp_path):
         told(Request(str(tmp_path)))
     with pytest.raises(ConfigurationError, match=r"--audit: audit abc of .* is not there"):
         told(Request(run.root.url, audit="abc"))
-    with pytest.raises(ConfigurationError, match=r"--out: "):
-        told(Request(run.root.url, out="nothing://x/y.html"))
+    with pytest.raises(ConfigurationError, match=r"--out: .*\n.*--audit: audit abc of "):
+        told(Request(run.root.url, out="nothing://x/y.html", audit="abc"))
+    with pytest.raises(ConfigurationError, match=r"--out: cannot write .*: Is a directory"):
+        told(Request(run.root.url, out=str(tmp_path)))
+    with pytest.raises(ConfigurationError, match=r"--out: .*run.json may be a file of the run"):
+        told(Request(run.root.url, out=run.root.child("run.json").url))
     summary = run.read_summary()
     try:
         run.write_summary(summary | {"state": "running"})
@@ -261,6 +265,29 @@ def test_what_cannot_be_told_is_refused(run, tmp_path):
             told(Request(run.root.url))
     finally:
         run.write_summary(summary)
+
+
+def test_an_audit_that_lost_a_table_is_refused(tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 4, 1)
+    audit = chosen_audit(run, run.read_summary()["parts_digest"])
+    for place in (audit.statistics, audit.findings_json):
+        kept = place.read()
+        place.delete()
+        with pytest.raises(ConfigurationError, match=rf"--audit: .*{place.name}"):
+            told(Request(run.root.url))
+        place.replace(kept)
+
+
+def test_a_file_that_is_no_start_of_a_driver_is_passed_over(tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 4, 0)
+    versions = {"resources": {"replicas": 2, "device": "cpu"}, "versions": {"numpy": "1"}}
+    run.begin_attempt(versions)
+    run.begin_attempt(versions)
+    for name in (".DS_Store", "notes.json", "3.json.bak"):
+        run.root.child("attempts", name).create(b"{}")
+    assert told(Request(run.root.url))[0] is Exit.COMPLETE
+    page = run.root.child("report.html").read().decode()
+    assert "2; the last with replicas: 2 on cpu" in page
 
 
 def test_an_audit_of_other_parts_is_not_told(run):
