@@ -1,5 +1,6 @@
 """The classes of a run as the report tells them: maps, confusion, exemplars, numbers."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,9 +75,13 @@ class Classes:
 
     @property
     def means_by_name(self) -> dict[str, Map]:
-        """Mean maps over all images by the names of classes, which two classes may share: then of
-        the last."""
-        return {self.names[t]: groups["all"].mean for t, groups in self.by_group.items()}
+        """Mean maps over all images by the names of classes, but of names that several share."""
+        shared = Counter(self.names[target] for target in self.by_group)
+        return {
+            self.names[target]: groups["all"].mean
+            for target, groups in self.by_group.items()
+            if shared[self.names[target]] == 1
+        }
 
     def views(self) -> Iterable[ClassView]:
         """Every class, by name."""

@@ -23,7 +23,7 @@ def facts(finished: Finished, findings: Findings | None) -> list[tuple[str, str]
     told += list(_attempts(finished))
     if findings is None:
         return [*told, ("audit", "none: `saliency audit RUN` looks for shortcuts")]
-    missing = findings.summary.get("classes_missing", 0)
+    missing = findings.missing
     lacks = f"; incomplete, {missing} classes are not examined" if missing else ""
     ended = findings.summary["ended"]
     return [*told, ("audit", f"{findings.audit.run.root.name}, ended {ended}{lacks}")]

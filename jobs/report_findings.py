@@ -80,6 +80,11 @@ class Card:
         return bool(self.row["kind"] == "content")
 
     @property
+    def has_others(self) -> bool:
+        """Whether any image of the class is without the cue: accuracy_of_others is 0 of none."""
+        return bool(self.row["carriers"] < self.row["images"])
+
+    @property
     def cue(self) -> str:
         """What the cue is, in words."""
         if not self.is_about_content:
@@ -145,6 +150,11 @@ class Findings:
         """The findings that ask for a look."""
         return [row for row in self.rows if row["cue"] is not None and row["verdict"] in TOLD]
 
+    @property
+    def missing(self) -> int:
+        """Classes that an incomplete audit has not examined."""
+        return int(self.summary.get("classes_missing", 0))
+
     @cached_property
     def of_class(self) -> dict[int, Verdict]:
         """The worst verdict on each class."""
@@ -189,7 +199,8 @@ class Findings:
 def _first(rows: list[int], target: int, shown: Mapping[tuple[int, int], Shown]) -> Iterator[Shown]:
     of_target = [shown[row, target] for row in rows if (row, target) in shown]
     taken = {image.row for image in of_target}
-    elsewhere = [image for (row, _), image in shown.items() if row in rows and row not in taken]
+    first = {image.row: image for image in reversed(shown.values())}  # of several targets
+    elsewhere = [first[row] for row in rows if row in first and row not in taken]
     yield from (of_target + elsewhere)[:EXAMPLES]
 
 

@@ -244,15 +244,17 @@ def _statistics(row: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _named(page: Page, verdict: Verdict) -> list[tuple[str, str]]:
-    """Classes of which this is the worst verdict, and the first reason told."""
+    """Classes of which this is the worst verdict, and a reason: of that verdict if there is one,
+    else of a cue that could not be tested."""
     if page.findings is None:
         return []
-    reasons: dict[int, str] = {}
-    for row in page.findings.rows:
-        reasons.setdefault(row["target"], row["reason"])
-    names = {row["target"]: row["target_name"] for row in page.findings.rows}
-    chosen = page.findings.classes(verdict)
-    return sorted((names[target], reasons[target]) for target in chosen)
+    found = {}
+    for row in reversed(page.findings.rows):
+        is_of_cue = row["cue"] is not None and row["verdict"] == Verdict.UNTESTABLE
+        reason = f"a cue was found, and not tested: {row['reason']}" if is_of_cue else row["reason"]
+        if row["target"] not in found or not is_of_cue:
+            found[row["target"]] = row["target_name"], reason
+    return sorted(found[target] for target in page.findings.classes(verdict))
 
 
 def _json(value: Mapping[str, Any]) -> Markup:

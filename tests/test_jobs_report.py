@@ -6,20 +6,30 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import expect
 from rich.console import Console
 
-from benchmarks.report_run import make_run
+from benchmarks.report_run import GRID, PREPROCESSING, make_run
+from explainer.preprocess import Preprocessing
 from jobs.compare import compare_runs
 from jobs.config import ConfigurationError, Exit, InputConfig
 from jobs.report import Budget, Request, report
+from jobs.report_classes import Classes
+from jobs.report_findings import Findings
+from jobs.report_pictures import cells_url, photo
+from jobs.report_scan import Scan, Shown
+from storage import audit_schema, schema
 from storage.audits import chosen_audit, open_or_create_audit
 from storage.locations import Location
 
 SCRIPT = "<script>alert(1)</script>"
 ARABIC = "شجرة قديمة"
+HOW = Preprocessing(**(PREPROCESSING | {"input_size": (96, 96)}))
 NAMES = (
     "ant", SCRIPT, ARABIC, 'quote"s & \'more\'', "</script><b>bold", "{{ 7 * 7 }}", "a" * 300,
     "new\nline", "bee", "zebra",
@@ -194,9 +204,18 @@ def test_it_fits_a_telephone(opened, written, shot):
     shot(page, "report-narrow")
 
 
+@pytest.mark.parametrize("where", [".heat img", ".thumb"])
+def test_cells_of_maps_are_squares(opened, written, where):
+    page = opened(written)
+    load = "(i, url) => { i.src = url; return i.decode().then(() => i.width / i.height); }"
+    shape = page.locator(where).first.evaluate(load, cells_url(np.zeros((14, 21))))
+    assert shape == pytest.approx(1.5, abs=0.02)
+
+
 def test_the_file_names_no_other_place(written):
     text = written.read_text()
-    assert "default-src 'none'" in text
+    for policy in ("default-src 'none'", "base-uri 'none'", "form-action 'none'"):
+        assert policy in text
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*", text)
 
 
@@ -327,6 +346,92 @@ def test_a_run_before_that_cannot_be_compared_is_refused_as_it_was_asked(run, tm
     with pytest.raises(ConfigurationError) as error:
         told(Request(run.root.url, against=other.root.url))
     assert "RUN_" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "reduced"),
+    [((1, 3000), 240, True), ((17_000, 2), None, True), ((240, 3), 240, False)],
+)
+def test_a_picture_of_any_shape_says_whether_it_was_reduced(size, side, reduced):
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    found = photo(file.getvalue(), np.zeros(GRID), HOW, side, 10_000)
+    assert (found.width, found.height) == size
+    assert found.reduced is reduced
+
+
+def edited(run, change):
+    """Replace the rows of an audit's findings by what `change` makes of them."""
+    audit = chosen_audit(run, run.read_summary()["parts_digest"])
+    rows = change(audit.table(audit.findings).to_pylist())
+    table = pa.Table.from_pylist(rows, schema=audit_schema.findings())
+    audit.findings.replace(schema.encode_parquet(table, {}))
+    return audit
+
+
+def test_a_cue_on_all_images_leaves_no_others_to_be_wrong(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 8, 1)
+
+    def on_all(rows):
+        return [rows[0] | {"carriers": 8, "accuracy_of_others": 0.0}, *rows[1:]]
+
+    edited(run, on_all)
+    told(Request(run.root.url))
+    numbers = opened(tmp_path / "report.html").locator(".card .numbers").inner_text()
+    assert "none\nall that were looked at have the cue" in numbers
+
+
+def test_an_incomplete_audit_says_so_where_its_findings_stand(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 8, 0)
+    audit = chosen_audit(run, run.read_summary()["parts_digest"])
+    audit.run.write_summary(
+        audit.run.read_summary() | {"state": "incomplete", "classes_missing": 7}
+    )
+    told(Request(run.root.url))
+    findings = opened(tmp_path / "report.html").locator("#findings").inner_text()
+    assert "The audit is incomplete: 7 of the classes are not examined" in findings
+
+
+def test_a_clean_class_whose_only_cue_was_not_tested_says_so(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 8, 0)
+    few = {"cue": 0, "verdict": "not testable", "reason": "too few carry it"}
+
+    def untested(rows):
+        ant, bee = sorted(rows, key=lambda row: row["target_name"])
+        return [ant | few, bee | few, bee | {"cue": 1, "reason": "too little"}]
+
+    edited(run, untested)
+    told(Request(run.root.url))
+    clean = opened(tmp_path / "report.html").locator("#clean li")
+    assert clean.all_inner_texts() == [
+        "ant a cue was found, and not tested: too few carry it",
+        "bee too little",
+    ]
+
+
+def test_an_image_of_several_targets_is_one_example(run):
+    audit = chosen_audit(run, run.read_summary()["parts_digest"])
+    findings = Findings.read(audit)
+    row = findings.cards[0]
+    carry, _ = findings.examples[row["target"], row["cue"]]
+    shown = {
+        (image, target): Shown(image, str(image), None, "x", 0.5, target, np.zeros(GRID), 0.0)
+        for image in carry
+        for target in (101, 102, 103)
+    }
+    found = findings.card(row, shown).carriers
+    assert [image.row for image in found] == carry[:3]
+    assert {image.target for image in found} == {101}
+
+
+def test_classes_of_one_name_have_no_map_by_name(run):
+    heatmaps = run.read_class_heatmaps()
+    shared = [
+        "ant" if name in ("bee", "ant") else name for name in heatmaps["target_name"].to_pylist()
+    ]
+    place = heatmaps.schema.get_field_index("target_name")
+    heatmaps = heatmaps.set_column(place, heatmaps.schema.field(place), pa.array(shared))
+    assert set(Classes(heatmaps, GRID, Scan()).means_by_name) == set(NAMES) - {"ant", "bee"}
 
 
 def test_pictures_share_what_a_page_may_hold():
