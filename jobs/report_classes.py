@@ -133,6 +133,16 @@ class Classes:
         return found
 
     @property
+    def unexplained(self) -> list[tuple[str, int]]:
+        """Classes that images are labelled with and no map explains, and how many images: all of
+        these are predicted otherwise. The largest first."""
+        found: Counter[str] = Counter()
+        for pair, images in self.scan.pairs.items():
+            if pair.label is not None and pair.label not in self.by_group:
+                found[pair.label_name or ""] += images
+        return sorted(found.items(), key=lambda of: (-of[1], of[0]))
+
+    @property
     def accuracy(self) -> tuple[int, int]:
         """Images that are predicted as they are labelled, and all whose label is a class."""
         known = {pair: n for pair, n in self.scan.pairs.items() if pair.label is not None}

@@ -199,7 +199,9 @@ class Findings:
 def _first(rows: list[int], target: int, shown: Mapping[tuple[int, int], Shown]) -> Iterator[Shown]:
     of_target = [shown[row, target] for row in rows if (row, target) in shown]
     taken = {image.row for image in of_target}
-    first = {image.row: image for image in reversed(shown.values())}  # of several targets
+    first: dict[int, Shown] = {}  # of several targets
+    for image in shown.values():
+        first.setdefault(image.row, image)
     elsewhere = [first[row] for row in rows if row in first and row not in taken]
     yield from (of_target + elsewhere)[:EXAMPLES]
 

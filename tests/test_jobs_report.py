@@ -22,7 +22,7 @@ from jobs.report import Budget, Request, report
 from jobs.report_classes import Classes
 from jobs.report_findings import Findings
 from jobs.report_pictures import cells_url, photo
-from jobs.report_scan import Scan, Shown
+from jobs.report_scan import Scan, Shown, scan_table
 from storage import audit_schema, schema
 from storage.audits import chosen_audit, open_or_create_audit
 from storage.locations import Location
@@ -336,7 +336,38 @@ def test_what_changed_since_the_run_before_is_told(opened, run, tmp_path, shot):
     changes = findings.locator("td:nth-child(2)").all_inner_texts()
     assert changes == [str(finding.change) for finding in comparison.findings]
     assert {"gone", "unknown", "kept", "changed", "new"} >= set(changes)
+    told_of = compared.inner_text()
+    assert f"Before, as run A: {run.root.url}, vit_none. After, as run B: this run." in told_of
+    before, after = comparison.a.audit, comparison.b.audit
+    assert f"Of the last complete audits: {before} before, {after} after." in told_of
+    assert f"{len(comparison.untested)} classes had a verdict before and have none now" in told_of
     shot(compared.page, "compared")
+
+
+def test_findings_that_are_not_compared_are_not_called_none(opened, run, tmp_path):
+    other = make_run(Location(str(tmp_path / "after")), NAMES[:3], 8, 1)
+    audit = chosen_audit(other, other.read_summary()["parts_digest"])
+    audit.run.write_summary(audit.run.read_summary() | {"state": "incomplete"})
+    told(Request(other.root.url, against=run.root.url))
+    compared = opened(tmp_path / "after" / "report.html").locator("#compared").inner_text()
+    assert "Not compared: both runs need a complete audit." in compared
+
+
+def test_a_class_that_is_never_predicted_is_told(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee", "", SCRIPT), 12, 0)
+    table = run.read_part(0)
+    ok = [status == "ok" for status in table["status"].to_pylist()]
+    for name, value in (("predicted", 1), ("predicted_name", "bee"), ("target", 1)):
+        field = table.schema.field(name)
+        values = pa.array([value if each else None for each in ok]).cast(field.type)
+        table = table.set_column(table.schema.get_field_index(name), field, values)
+    scanned = scan_table(table, GRID, {1: np.arange(196)}, set())
+    heatmaps = run.read_class_heatmaps()
+    heatmaps = heatmaps.filter(pa.compute.equal(heatmaps["target"], 1))
+    assert Classes(heatmaps, GRID, scanned).unexplained == [("", 12), (SCRIPT, 12), ("ant", 11)]
+    told(Request(run.root.url))
+    nameless = opened(tmp_path / "report.html").locator("#table .open").first
+    assert nameless.inner_text() == "(no name)"
 
 
 def test_a_run_before_that_cannot_be_compared_is_refused_as_it_was_asked(run, tmp_path):
