@@ -81,12 +81,14 @@ def report(request: Request, console: Console) -> Exit:
     Raises ConfigurationError where RUN is not finished or has no such audit; StorageUnavailable.
     """
     finished = open_finished(request.run, request.input_storage, request.output_storage)
-    place = _place(request, finished)
-    findings = _findings(request, finished)
+    place, findings = _checked(request, finished)
     page = compose(finished, findings, request.pictures)
     if request.against is not None:
         page = replace(page, changes=_changes(request, finished, page.classes))
-    place.replace(render(page).encode())
+    try:
+        place.replace(render(page).encode())
+    except WriteRefused as error:
+        raise ConfigurationError([f"--out: {error}"]) from error
     told = "without an audit" if findings is None else f"with audit {findings.audit.run.root.name}"
     console.print(f"{place.shown}: {len(page.views)} classes, {told}", markup=False)
     return Exit.COMPLETE
@@ -119,26 +121,36 @@ def compose(finished: Finished, findings: Findings | None, pictures: bool) -> Pa
     )
 
 
-def _place(request: Request, finished: Finished) -> Location:
-    """Where the page goes, tried by writing there."""
+def _checked(request: Request, finished: Finished) -> tuple[Location, Findings | None]:
+    """Where the page goes, and what it tells. Raises ConfigurationError with all that is wrong."""
+    problems: list[str] = []
+    place, findings = finished.run.root.child("report.html"), None
     try:
-        if request.out is None:
-            place = finished.run.root.child("report.html")
-        else:
-            place = named(request.out, read_options(request.output_storage))
+        if request.out is not None:
+            place = _place(request.out, finished, read_options(request.output_storage))
         check_writable(place.parent)
     except (WriteRefused, CredentialsRefused, OSError, ValueError, ImportError) as error:
-        raise ConfigurationError([f"--out: {error}"]) from error
-    return place
-
-
-def _findings(request: Request, finished: Finished) -> Findings | None:
+        problems.append(f"--out: {error}")
     try:
         digest = finished.summary["parts_digest"]
         audit = chosen_audit(finished.run, digest, request.audit)
-    except (NotARun, ValueError) as error:
-        raise ConfigurationError([f"--audit: {error}"]) from error
-    return None if audit is None else Findings.read(audit)
+        findings = None if audit is None else Findings.read(audit)
+    except (NotARun, FileNotFoundError, ValueError) as error:
+        problems.append(f"--audit: {error}")
+    if problems:
+        raise ConfigurationError(problems)
+    return place, findings
+
+
+def _place(out: str, finished: Finished, options: Mapping[str, Any]) -> Location:
+    """The place that --out names. Raises ValueError where a file of the run may be."""
+    place, run = named(out, options), finished.run.root
+    if place.url.startswith(f"{run.url}/") and not place.name.endswith(".html"):
+        raise ValueError(
+            f"{place} may be a file of the run, which a page would take the place of: name one "
+            "that ends in .html, or a place outside of the run"
+        )
+    return place
 
 
 def _changes(request: Request, finished: Finished, classes: Classes) -> Changes:
@@ -175,8 +187,8 @@ def _check_digest(finished: Finished, metadata: Mapping[bytes, bytes]) -> None:
 
 def _exemplars(views: Iterable[ClassView], budget: Budget) -> Iterator[tuple[Key, Wanted]]:
     for view in views:
-        for images in (view.scanned.most, view.scanned.least):
-            for image in images[: budget.kept]:
+        for images in view.scanned.exemplars(budget.kept):
+            for image in images:
                 yield (image.row, image.target), Wanted(image, budget.side, budget.exemplar)
 
 

@@ -1,5 +1,6 @@
 """The classes of a run as the report tells them: maps, confusion, exemplars, numbers."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,9 +75,13 @@ class Classes:
 
     @property
     def means_by_name(self) -> dict[str, Map]:
-        """Mean maps over all images by the names of classes, which two classes may share: then of
-        the last."""
-        return {self.names[t]: groups["all"].mean for t, groups in self.by_group.items()}
+        """Mean maps over all images by the names of classes, but of names that several share."""
+        shared = Counter(self.names[target] for target in self.by_group)
+        return {
+            self.names[target]: groups["all"].mean
+            for target, groups in self.by_group.items()
+            if shared[self.names[target]] == 1
+        }
 
     def views(self) -> Iterable[ClassView]:
         """Every class, by name."""
@@ -126,6 +131,16 @@ class Classes:
         for pair, images in self.scan.pairs.items():
             found.setdefault(pair.predicted, []).append((pair, images))
         return found
+
+    @property
+    def unexplained(self) -> list[tuple[str, int]]:
+        """Classes that images are labelled with and no map explains, and how many images: all of
+        these are predicted otherwise. The largest first."""
+        found: Counter[str] = Counter()
+        for pair, images in self.scan.pairs.items():
+            if pair.label is not None and pair.label not in self.by_group:
+                found[pair.label_name or ""] += images
+        return sorted(found.items(), key=lambda of: (-of[1], of[0]))
 
     @property
     def accuracy(self) -> tuple[int, int]:

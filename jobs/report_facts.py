@@ -23,7 +23,7 @@ def facts(finished: Finished, findings: Findings | None) -> list[tuple[str, str]
     told += list(_attempts(finished))
     if findings is None:
         return [*told, ("audit", "none: `saliency audit RUN` looks for shortcuts")]
-    missing = findings.summary.get("classes_missing", 0)
+    missing = findings.missing
     lacks = f"; incomplete, {missing} classes are not examined" if missing else ""
     ended = findings.summary["ended"]
     return [*told, ("audit", f"{findings.audit.run.root.name}, ended {ended}{lacks}")]
@@ -57,11 +57,10 @@ def _speed(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _attempts(finished: Finished) -> Iterator[tuple[str, str]]:
     """How often a driver was started, and where the last start ran."""
-    folder = finished.run.root.child("attempts")
-    numbers = sorted(int(name.removesuffix(".json")) for name in folder.names())
+    numbers = finished.run.attempts()
     if not numbers:
         return
-    last = json.loads(folder.child(f"{numbers[-1]}.json").read())
+    last = json.loads(finished.run.attempt(numbers[-1]).read())
     resources, versions = last.get("resources", {}), last.get("versions", {})
     replicas = f"{resources.get('replicas')} on {resources.get('device')}"
     yield "starts of a driver", f"{len(numbers)}; the last with replicas: {replicas}"

@@ -80,6 +80,11 @@ class Card:
         return bool(self.row["kind"] == "content")
 
     @property
+    def has_others(self) -> bool:
+        """Whether any image of the class is without the cue: accuracy_of_others is 0 of none."""
+        return bool(self.row["carriers"] < self.row["images"])
+
+    @property
     def cue(self) -> str:
         """What the cue is, in words."""
         if not self.is_about_content:
@@ -113,40 +118,42 @@ class Card:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an audit found. `rows` are those of findings.parquet, severest first; `told` its
-    findings.json."""
+    """What an audit found. `rows` are those of findings.parquet, severest first; `carriers` are by
+    class and cue rows of the manifest, the most alike first; `statistics` by class the rows of
+    statistics.parquet; `told` is its findings.json."""
 
     audit: Audit
     rows: list[dict[str, Any]]
+    carriers: Mapping[tuple[int, int], list[int]]
+    statistics: Mapping[int, dict[str, Any]]
     told: Mapping[str, Any]
     summary: Mapping[str, Any]
 
     @classmethod
     def read(cls, audit: Audit) -> "Findings":
-        """The tables of an audit that has ended."""
-        rows = audit.table(audit.findings).to_pylist()
-        told = json.loads(audit.findings_json.read())
-        return cls(audit, rows, told, audit.run.read_summary() or {})
-
-    @cached_property
-    def carriers(self) -> dict[tuple[int, int], list[int]]:
-        """By class and cue the manifest's rows of the carriers, the most alike first."""
-        table = self.audit.table(self.audit.carriers).sort_by([("likeness", "descending")])
-        found: dict[tuple[int, int], list[int]] = {}
-        for row in table.select(["target", "cue", "row"]).to_pylist():
-            found.setdefault((row["target"], row["cue"]), []).append(row["row"])
-        return found
-
-    @cached_property
-    def statistics(self) -> dict[int, dict[str, Any]]:
-        """By class its row of statistics.parquet."""
-        rows = self.audit.table(self.audit.statistics).to_pylist()
-        return {row["target"]: row for row in rows}
+        """The tables of an audit that has ended. Raises FileNotFoundError where one is gone."""
+        carriers = audit.table(audit.carriers).sort_by([("likeness", "descending")])
+        of_cue: dict[tuple[int, int], list[int]] = {}
+        for row in carriers.select(["target", "cue", "row"]).to_pylist():
+            of_cue.setdefault((row["target"], row["cue"]), []).append(row["row"])
+        return cls(
+            audit=audit,
+            rows=audit.table(audit.findings).to_pylist(),
+            carriers=of_cue,
+            statistics={row["target"]: row for row in audit.table(audit.statistics).to_pylist()},
+            told=json.loads(audit.findings_json.read()),
+            summary=audit.run.read_summary() or {},
+        )
 
     @property
     def cards(self) -> list[dict[str, Any]]:
         """The findings that ask for a look."""
         return [row for row in self.rows if row["cue"] is not None and row["verdict"] in TOLD]
+
+    @property
+    def missing(self) -> int:
+        """Classes that an incomplete audit has not examined."""
+        return int(self.summary.get("classes_missing", 0))
 
     @cached_property
     def of_class(self) -> dict[int, Verdict]:
@@ -192,7 +199,10 @@ class Findings:
 def _first(rows: list[int], target: int, shown: Mapping[tuple[int, int], Shown]) -> Iterator[Shown]:
     of_target = [shown[row, target] for row in rows if (row, target) in shown]
     taken = {image.row for image in of_target}
-    elsewhere = [image for (row, _), image in shown.items() if row in rows and row not in taken]
+    first: dict[int, Shown] = {}  # of several targets
+    for image in shown.values():
+        first.setdefault(image.row, image)
+    elsewhere = [first[row] for row in rows if row in first and row not in taken]
     yield from (of_target + elsewhere)[:EXAMPLES]
 
 

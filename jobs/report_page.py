@@ -19,7 +19,7 @@ from jobs.comparison import ClassComparison, Comparison
 from jobs.report_classes import Classes, ClassView, Map
 from jobs.report_findings import SHORT, Card, Findings
 from jobs.report_pictures import Photo, cells_url, photo
-from jobs.report_scan import Shown
+from jobs.report_scan import EXEMPLARS, Shown
 
 TEMPLATE = Path(__file__).parent / "report_template"
 # A page of 1,000 classes stays under 30 MB: the pictures of findings and the exemplars have so much
@@ -176,7 +176,7 @@ def difference(of: Map, words: str) -> dict[str, Any]:
 
 def blob(page: Page, view: ClassView) -> dict[str, Any]:
     """What the page's script shows of a class once it is opened."""
-    kept = EXEMPLARS_OF_MANY if page.many else None
+    most, least = view.scanned.exemplars(EXEMPLARS_OF_MANY if page.many else EXEMPLARS)
     figures = page.pictures.figure
     statistics = {} if page.findings is None else page.findings.statistics.get(view.target, {})
     return {
@@ -187,8 +187,8 @@ def blob(page: Page, view: ClassView) -> dict[str, Any]:
         "images": view.images,
         "right": view.right,
         "called": view.called,
-        "most": [figures(image) for image in view.scanned.most[:kept]],
-        "least": [figures(image) for image in view.scanned.least[:kept]],
+        "most": [figures(image) for image in most],
+        "least": [figures(image) for image in least],
         "numbers": [
             [name.replace("_", " "), f"{value:.3g}"] for name, value in view.scanned.means.items()
         ]
@@ -244,15 +244,17 @@ def _statistics(row: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _named(page: Page, verdict: Verdict) -> list[tuple[str, str]]:
-    """Classes of which this is the worst verdict, and the first reason told."""
+    """Classes of which this is the worst verdict, and a reason: of that verdict if there is one,
+    else of a cue that could not be tested."""
     if page.findings is None:
         return []
-    reasons: dict[int, str] = {}
-    for row in page.findings.rows:
-        reasons.setdefault(row["target"], row["reason"])
-    names = {row["target"]: row["target_name"] for row in page.findings.rows}
-    chosen = page.findings.classes(verdict)
-    return sorted((names[target], reasons[target]) for target in chosen)
+    found = {}
+    for row in reversed(page.findings.rows):
+        is_of_cue = row["cue"] is not None and row["verdict"] == Verdict.UNTESTABLE
+        reason = f"a cue was found, and not tested: {row['reason']}" if is_of_cue else row["reason"]
+        if row["target"] not in found or not is_of_cue:
+            found[row["target"]] = row["target_name"], reason
+    return sorted(found[target] for target in page.findings.classes(verdict))
 
 
 def _json(value: Mapping[str, Any]) -> Markup:

@@ -13,6 +13,7 @@ from explainer.plot import STRENGTH, Scale, colours
 from explainer.preprocess import Box, Preprocessing, decode_whole
 
 QUALITY = 82
+LARGEST_SIDE = 16_383  # that WebP can have
 TRIES = 4
 
 
@@ -56,8 +57,8 @@ def photo(
     pixels = decode_whole(data)
     height, width = pixels.shape[:2]
     picture = Image.fromarray(pixels)
-    if side is not None:
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    largest = min(side or LARGEST_SIDE, LARGEST_SIDE)
+    picture.thumbnail((largest, largest), Image.Resampling.LANCZOS)
     encoded, picture = within(picture, most)
     return Photo(
         url=_url(encoded, "webp"),
@@ -65,7 +66,7 @@ def photo(
         box=_percent(how.seen(height, width), width, height),
         width=width,
         height=height,
-        reduced=picture.width < width,
+        reduced=picture.size != (width, height),
     )
 
 

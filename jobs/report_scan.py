@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from storage.runs import Run
 READERS = 8
 EXEMPLARS, FAILURES = 3, 5
 OF_IMAGE = ["row", "image_id", "status", "error", "label", "label_name", "predicted", "target_rank"]
-OF_MAP = ["predicted_name", "probability", "target", "saliency", "border_mass", "entropy"]
+OF_MAP = ["predicted_name", "probability", "target", "saliency"]
+MEANT = ["target_probability", "border_mass", "entropy"]
 Grid = tuple[int, int]
 
 
@@ -68,8 +69,15 @@ class OfClass:
     @property
     def means(self) -> dict[str, float]:
         """Means over the maps."""
-        names = ("agreement", "probability", "border_mass", "entropy")
+        names = ("agreement", *MEANT)
         return {n: float(v / self.maps) for n, v in zip(names, self.sums, strict=True)}
+
+    def exemplars(self, most: int) -> tuple[list[Shown], list[Shown]]:
+        """At most so many of the maps that agree most, and of the others that agree least."""
+        agreeing = self.most[:most]
+        shown = {(image.row, image.target) for image in agreeing}
+        others = [image for image in self.least if (image.row, image.target) not in shown]
+        return agreeing, others[:most]
 
 
 @dataclass
@@ -112,7 +120,7 @@ def scan(run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: Collec
 def _scan_part(
     run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: frozenset[int], index: int
 ) -> Scan:
-    return scan_table(run.read_part(index, OF_IMAGE + OF_MAP), grid, means, wanted)
+    return scan_table(run.read_part(index, OF_IMAGE + OF_MAP + MEANT), grid, means, wanted)
 
 
 def scan_table(
@@ -134,7 +142,7 @@ def scan_table(
     maps = schema.maps_to_numpy(explained["saliency"], (1, grid[0] * grid[1]))[:, 0]
     targets = explained["target"].to_numpy()
     agreement = agreements(maps, targets, means)
-    numbers = [explained[name].to_numpy() for name in ("probability", "border_mass", "entropy")]
+    numbers = [explained[name].to_numpy() for name in MEANT]
     values = np.stack([agreement, *numbers], axis=1).astype(np.float64)
     show = partial(_shown, explained, maps.reshape(-1, *grid), agreement)
     for target, places in _by_class(targets):
@@ -197,8 +205,3 @@ def _from_the_most(shown: Shown) -> tuple[float, int]:
 
 def _from_the_least(shown: Shown) -> tuple[float, int]:
     return shown.agreement, shown.row
-
-
-def rows_of(images: Sequence[Shown]) -> list[int]:
-    """The manifest's rows of images, rising, each once."""
-    return sorted({image.row for image in images})

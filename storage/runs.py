@@ -54,12 +54,19 @@ class Run:
 
     def begin_attempt(self, info: Mapping[str, Any]) -> int:
         """Note a driver's start under the next number, from 1; races end with different numbers."""
-        attempts = self.root.child("attempts")
-        found = [match for name in attempts.names() if (match := _ATTEMPT.fullmatch(name))]
-        number = max((int(match[1]) for match in found), default=0) + 1
-        while not attempts.child(f"{number}.json").create(_encode(info)):
+        number = max(self.attempts(), default=0) + 1
+        while not self.attempt(number).create(_encode(info)):
             number += 1
         return number
+
+    def attempts(self) -> list[int]:
+        """The numbers of a driver's starts, rising."""
+        names = self.root.child("attempts").names()
+        return sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)))
+
+    def attempt(self, number: int) -> Location:
+        """Where a driver's start is noted."""
+        return self.root.child("attempts", f"{number}.json")
 
     def part(self, index: int) -> Location:
         """Where the part of shard `index` is, or is to be."""

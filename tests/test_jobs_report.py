@@ -6,20 +6,30 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import expect
 from rich.console import Console
 
-from benchmarks.report_run import make_run
+from benchmarks.report_run import GRID, PREPROCESSING, make_run
+from explainer.preprocess import Preprocessing
 from jobs.compare import compare_runs
 from jobs.config import ConfigurationError, Exit, InputConfig
 from jobs.report import Budget, Request, report
-from storage.audits import open_or_create_audit
+from jobs.report_classes import Classes
+from jobs.report_findings import Findings
+from jobs.report_pictures import cells_url, photo
+from jobs.report_scan import Scan, Shown, scan_table
+from storage import audit_schema, schema
+from storage.audits import chosen_audit, open_or_create_audit
 from storage.locations import Location
 
 SCRIPT = "<script>alert(1)</script>"
 ARABIC = "شجرة قديمة"
+HOW = Preprocessing(**(PREPROCESSING | {"input_size": (96, 96)}))
 NAMES = (
     "ant", SCRIPT, ARABIC, 'quote"s & \'more\'', "</script><b>bold", "{{ 7 * 7 }}", "a" * 300,
     "new\nline", "bee", "zebra",
@@ -194,9 +204,18 @@ def test_it_fits_a_telephone(opened, written, shot):
     shot(page, "report-narrow")
 
 
+@pytest.mark.parametrize("where", [".heat img", ".thumb"])
+def test_cells_of_maps_are_squares(opened, written, where):
+    page = opened(written)
+    load = "(i, url) => { i.src = url; return i.decode().then(() => i.width / i.height); }"
+    shape = page.locator(where).first.evaluate(load, cells_url(np.zeros((14, 21))))
+    assert shape == pytest.approx(1.5, abs=0.02)
+
+
 def test_the_file_names_no_other_place(written):
     text = written.read_text()
-    assert "default-src 'none'" in text
+    for policy in ("default-src 'none'", "base-uri 'none'", "form-action 'none'"):
+        assert policy in text
     assert not re.findall(r"(?:src|href)=\"(?!data:|#)[^\"]*", text)
 
 
@@ -246,8 +265,12 @@ def test_what_cannot_be_told_is_refused(run, tmp_path):
         told(Request(str(tmp_path)))
     with pytest.raises(ConfigurationError, match=r"--audit: audit abc of .* is not there"):
         told(Request(run.root.url, audit="abc"))
-    with pytest.raises(ConfigurationError, match=r"--out: "):
-        told(Request(run.root.url, out="nothing://x/y.html"))
+    with pytest.raises(ConfigurationError, match=r"--out: .*\n.*--audit: audit abc of "):
+        told(Request(run.root.url, out="nothing://x/y.html", audit="abc"))
+    with pytest.raises(ConfigurationError, match=r"--out: cannot write .*: Is a directory"):
+        told(Request(run.root.url, out=str(tmp_path)))
+    with pytest.raises(ConfigurationError, match=r"--out: .*run.json may be a file of the run"):
+        told(Request(run.root.url, out=run.root.child("run.json").url))
     summary = run.read_summary()
     try:
         run.write_summary(summary | {"state": "running"})
@@ -261,6 +284,29 @@ def test_what_cannot_be_told_is_refused(run, tmp_path):
             told(Request(run.root.url))
     finally:
         run.write_summary(summary)
+
+
+def test_an_audit_that_lost_a_table_is_refused(tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 4, 1)
+    audit = chosen_audit(run, run.read_summary()["parts_digest"])
+    for place in (audit.statistics, audit.findings_json):
+        kept = place.read()
+        place.delete()
+        with pytest.raises(ConfigurationError, match=rf"--audit: .*{place.name}"):
+            told(Request(run.root.url))
+        place.replace(kept)
+
+
+def test_a_file_that_is_no_start_of_a_driver_is_passed_over(tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 4, 0)
+    versions = {"resources": {"replicas": 2, "device": "cpu"}, "versions": {"numpy": "1"}}
+    run.begin_attempt(versions)
+    run.begin_attempt(versions)
+    for name in (".DS_Store", "notes.json", "3.json.bak"):
+        run.root.child("attempts", name).create(b"{}")
+    assert told(Request(run.root.url))[0] is Exit.COMPLETE
+    page = run.root.child("report.html").read().decode()
+    assert "2; the last with replicas: 2 on cpu" in page
 
 
 def test_an_audit_of_other_parts_is_not_told(run):
@@ -290,7 +336,38 @@ def test_what_changed_since_the_run_before_is_told(opened, run, tmp_path, shot):
     changes = findings.locator("td:nth-child(2)").all_inner_texts()
     assert changes == [str(finding.change) for finding in comparison.findings]
     assert {"gone", "unknown", "kept", "changed", "new"} >= set(changes)
+    told_of = compared.inner_text()
+    assert f"Before, as run A: {run.root.url}, vit_none. After, as run B: this run." in told_of
+    before, after = comparison.a.audit, comparison.b.audit
+    assert f"Of the last complete audits: {before} before, {after} after." in told_of
+    assert f"{len(comparison.untested)} classes had a verdict before and have none now" in told_of
     shot(compared.page, "compared")
+
+
+def test_findings_that_are_not_compared_are_not_called_none(opened, run, tmp_path):
+    other = make_run(Location(str(tmp_path / "after")), NAMES[:3], 8, 1)
+    audit = chosen_audit(other, other.read_summary()["parts_digest"])
+    audit.run.write_summary(audit.run.read_summary() | {"state": "incomplete"})
+    told(Request(other.root.url, against=run.root.url))
+    compared = opened(tmp_path / "after" / "report.html").locator("#compared").inner_text()
+    assert "Not compared: both runs need a complete audit." in compared
+
+
+def test_a_class_that_is_never_predicted_is_told(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee", "", SCRIPT), 12, 0)
+    table = run.read_part(0)
+    ok = [status == "ok" for status in table["status"].to_pylist()]
+    for name, value in (("predicted", 1), ("predicted_name", "bee"), ("target", 1)):
+        field = table.schema.field(name)
+        values = pa.array([value if each else None for each in ok]).cast(field.type)
+        table = table.set_column(table.schema.get_field_index(name), field, values)
+    scanned = scan_table(table, GRID, {1: np.arange(196)}, set())
+    heatmaps = run.read_class_heatmaps()
+    heatmaps = heatmaps.filter(pa.compute.equal(heatmaps["target"], 1))
+    assert Classes(heatmaps, GRID, scanned).unexplained == [("", 12), (SCRIPT, 12), ("ant", 11)]
+    told(Request(run.root.url))
+    nameless = opened(tmp_path / "report.html").locator("#table .open").first
+    assert nameless.inner_text() == "(no name)"
 
 
 def test_a_run_before_that_cannot_be_compared_is_refused_as_it_was_asked(run, tmp_path):
@@ -300,6 +377,92 @@ def test_a_run_before_that_cannot_be_compared_is_refused_as_it_was_asked(run, tm
     with pytest.raises(ConfigurationError) as error:
         told(Request(run.root.url, against=other.root.url))
     assert "RUN_" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "reduced"),
+    [((1, 3000), 240, True), ((17_000, 2), None, True), ((240, 3), 240, False)],
+)
+def test_a_picture_of_any_shape_says_whether_it_was_reduced(size, side, reduced):
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+    found = photo(file.getvalue(), np.zeros(GRID), HOW, side, 10_000)
+    assert (found.width, found.height) == size
+    assert found.reduced is reduced
+
+
+def edited(run, change):
+    """Replace the rows of an audit's findings by what `change` makes of them."""
+    audit = chosen_audit(run, run.read_summary()["parts_digest"])
+    rows = change(audit.table(audit.findings).to_pylist())
+    table = pa.Table.from_pylist(rows, schema=audit_schema.findings())
+    audit.findings.replace(schema.encode_parquet(table, {}))
+    return audit
+
+
+def test_a_cue_on_all_images_leaves_no_others_to_be_wrong(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 8, 1)
+
+    def on_all(rows):
+        return [rows[0] | {"carriers": 8, "accuracy_of_others": 0.0}, *rows[1:]]
+
+    edited(run, on_all)
+    told(Request(run.root.url))
+    numbers = opened(tmp_path / "report.html").locator(".card .numbers").inner_text()
+    assert "none\nall that were looked at have the cue" in numbers
+
+
+def test_an_incomplete_audit_says_so_where_its_findings_stand(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 8, 0)
+    audit = chosen_audit(run, run.read_summary()["parts_digest"])
+    audit.run.write_summary(
+        audit.run.read_summary() | {"state": "incomplete", "classes_missing": 7}
+    )
+    told(Request(run.root.url))
+    findings = opened(tmp_path / "report.html").locator("#findings").inner_text()
+    assert "The audit is incomplete: 7 of the classes are not examined" in findings
+
+
+def test_a_clean_class_whose_only_cue_was_not_tested_says_so(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant", "bee"), 8, 0)
+    few = {"cue": 0, "verdict": "not testable", "reason": "too few carry it"}
+
+    def untested(rows):
+        ant, bee = sorted(rows, key=lambda row: row["target_name"])
+        return [ant | few, bee | few, bee | {"cue": 1, "reason": "too little"}]
+
+    edited(run, untested)
+    told(Request(run.root.url))
+    clean = opened(tmp_path / "report.html").locator("#clean li")
+    assert clean.all_inner_texts() == [
+        "ant a cue was found, and not tested: too few carry it",
+        "bee too little",
+    ]
+
+
+def test_an_image_of_several_targets_is_one_example(run):
+    audit = chosen_audit(run, run.read_summary()["parts_digest"])
+    findings = Findings.read(audit)
+    row = findings.cards[0]
+    carry, _ = findings.examples[row["target"], row["cue"]]
+    shown = {
+        (image, target): Shown(image, str(image), None, "x", 0.5, target, np.zeros(GRID), 0.0)
+        for image in carry
+        for target in (101, 102, 103)
+    }
+    found = findings.card(row, shown).carriers
+    assert [image.row for image in found] == carry[:3]
+    assert {image.target for image in found} == {101}
+
+
+def test_classes_of_one_name_have_no_map_by_name(run):
+    heatmaps = run.read_class_heatmaps()
+    shared = [
+        "ant" if name in ("bee", "ant") else name for name in heatmaps["target_name"].to_pylist()
+    ]
+    place = heatmaps.schema.get_field_index("target_name")
+    heatmaps = heatmaps.set_column(place, heatmaps.schema.field(place), pa.array(shared))
+    assert set(Classes(heatmaps, GRID, Scan()).means_by_name) == set(NAMES) - {"ant", "bee"}
 
 
 def test_pictures_share_what_a_page_may_hold():

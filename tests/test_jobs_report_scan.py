@@ -7,7 +7,7 @@ import pytest
 from benchmarks.export import synthetic
 from benchmarks.report_run import make_run
 from jobs.report_classes import Classes, mean_maps
-from jobs.report_scan import EXEMPLARS, Scan, agreements, scan, scan_table
+from jobs.report_scan import EXEMPLARS, OfClass, Scan, Shown, agreements, scan, scan_table
 from storage.locations import Location
 
 GRID = (14, 14)
@@ -127,3 +127,22 @@ def test_an_image_with_several_targets_counts_once(run, means):
     both = scan_table(pa.concat_tables([table, second]), GRID, means, set())
     assert sum(both.pairs.values()) == 10
     assert sum(of_class.maps for of_class in both.classes.values()) == 20
+
+
+def test_the_mean_probability_is_that_of_the_explained_class(table, means):
+    explained = table.filter(pa.compute.equal(table["status"], "ok"))
+    place = table.schema.get_field_index("target_probability")
+    field = table.schema.field(place)
+    small = pa.array(np.full(len(table), 0.01, np.float32)).cast(field.type)
+    found = scan_table(table.set_column(place, field, small), GRID, means, set())
+    assert min(explained["probability"].to_pylist()) > 0.01
+    for of_class in found.classes.values():
+        assert of_class.means["target_probability"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("maps", "most", "least"), [(1, [0], []), (4, [0, 1, 2], [3])])
+def test_no_map_is_among_those_that_agree_most_and_least(maps, most, least):
+    images = [Shown(i, str(i), None, "a", 0.5, 0, np.zeros(GRID), 1 - i / 9) for i in range(maps)]
+    of_class = OfClass(maps, np.zeros(4), images[:EXEMPLARS], images[::-1][:EXEMPLARS])
+    shown = of_class.exemplars(EXEMPLARS)
+    assert [[image.row for image in group] for group in shown] == [most, least]

@@ -78,9 +78,8 @@
   function detail(about) {
     const parts = make("div");
     parts.append(make("div", "heats", about.heat.map((each) => heat(about.name, each))));
-    if (about.most.length) {
-      parts.append(photos("Maps most like the class's mean", about.most), photos("Maps least like it", about.least));
-    }
+    if (about.most.length) parts.append(photos("Maps most like the class's mean", about.most));
+    if (about.least.length) parts.append(photos("Maps least like it", about.least));
     const columns = make("div", "columns");
     if (about.images) {
       columns.append(confused(`Of ${about.images} images labelled so, ${about.right} are right; others are called`, about.taken_for, about.images));
