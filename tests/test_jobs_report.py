@@ -374,7 +374,7 @@ def test_findings_that_are_not_compared_are_not_called_none(opened, run, tmp_pat
 
 
 def test_a_class_that_is_never_predicted_is_told(opened, tmp_path):
-    run = make_run(Location(str(tmp_path)), ("ant", "bee", "", SCRIPT), 12, 0)
+    run = make_run(Location(str(tmp_path)), ("ant", "bee", " ", SCRIPT), 12, 0)
     table = run.read_part(0)
     ok = [status == "ok" for status in table["status"].to_pylist()]
     for name, value in (("predicted", 1), ("predicted_name", "bee"), ("target", 1)):
@@ -384,7 +384,7 @@ def test_a_class_that_is_never_predicted_is_told(opened, tmp_path):
     scanned = scan_table(table, GRID, {1: np.arange(196)}, set())
     heatmaps = run.read_class_heatmaps()
     heatmaps = heatmaps.filter(pa.compute.equal(heatmaps["target"], 1))
-    assert Classes(heatmaps, GRID, scanned).unexplained == [("", 12), (SCRIPT, 12), ("ant", 11)]
+    assert Classes(heatmaps, GRID, scanned).unexplained == [(" ", 12), (SCRIPT, 12), ("ant", 11)]
     told(Request(run.root.url))
     nameless = opened(tmp_path / "report.html").locator("#table .open").first
     assert nameless.inner_text() == "(no name)"
