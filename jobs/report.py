@@ -100,6 +100,7 @@ def compose(finished: Finished, findings: Findings | None, pictures: bool) -> Pa
     _check_digest(finished, heatmaps.schema.metadata or {})
     asked = set() if findings is None else findings.wanted
     scanned = scan(finished.run, finished.grid, mean_maps(heatmaps), asked)
+    _check_parts(finished, scanned.digest)
     classes = Classes(heatmaps, finished.grid, scanned)
     views = list(classes.views())
     cards = [] if findings is None else [findings.card(r, scanned.wanted) for r in findings.cards]
@@ -181,6 +182,17 @@ def _check_digest(finished: Finished, metadata: Mapping[bytes, bytes]) -> None:
             [
                 f"RUN: class_heatmaps.parquet of {finished.run.root} is of parts with the digest "
                 f"{of or 'none'}, summary.json of {now}: run the same `saliency explain` again"
+            ]
+        )
+
+
+def _check_parts(finished: Finished, now: str) -> None:
+    then = finished.summary["parts_digest"]
+    if now != then:
+        raise ConfigurationError(
+            [
+                f"RUN: the parts of {finished.run.root} have the digest {now}, its summary.json "
+                f"has {then}: parts came, went or changed since the run was finished"
             ]
         )
 

@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -85,7 +86,7 @@ class Scan:
     """What a report needs of a run's rows, beside the class heatmaps.
 
     `pairs` counts images by label and prediction, `failures` holds by status a few images and their
-    errors, `wanted` the images that were asked for, by row and target.
+    errors, `wanted` the images that were asked for, by row and target, `digests` the parts'.
     """
 
     classes: dict[int, OfClass] = field(default_factory=lambda: defaultdict(OfClass))
@@ -93,6 +94,12 @@ class Scan:
     names: dict[int, str] = field(default_factory=dict)
     failures: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     wanted: dict[tuple[int, int], Shown] = field(default_factory=dict)
+    digests: list[bytes] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """sha256, as hex, over the parts' content digests in order."""
+        return sha256(b"".join(self.digests)).hexdigest()
 
     def add(self, other: "Scan") -> None:
         """Add what comes after."""
@@ -101,6 +108,7 @@ class Scan:
         self.pairs.update(other.pairs)
         self.names.update(other.names)
         self.wanted.update(other.wanted)
+        self.digests += other.digests
         for status, images in other.failures.items():
             self.failures[status] = (self.failures[status] + images)[:FAILURES]
 
@@ -120,7 +128,10 @@ def scan(run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: Collec
 def _scan_part(
     run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: frozenset[int], index: int
 ) -> Scan:
-    return scan_table(run.read_part(index, OF_IMAGE + OF_MAP + MEANT), grid, means, wanted)
+    table = run.read_part(index, OF_IMAGE + OF_MAP + MEANT)
+    result = scan_table(table, grid, means, wanted)
+    result.digests.append(table.schema.metadata[schema.CONTENT_DIGEST.encode()])
+    return result
 
 
 def scan_table(
@@ -164,9 +175,12 @@ def scan_table(
 def agreements(
     maps: NDArray[Any], targets: NDArray[Any], means: Mapping[int, NDArray[Any]]
 ) -> NDArray[np.float64]:
-    """How each map [n, cells] correlates with its class's mean map; 0 where one is constant."""
+    """How each map [n, cells] correlates with its class's mean map; 0 where one is constant, or
+    there is no mean."""
     cells = maps.shape[1]
-    own = np.stack([means[target] for target in targets.tolist()]).reshape(-1, cells)
+    own = np.stack([means.get(target, np.zeros(cells)) for target in targets.tolist()]).reshape(
+        -1, cells
+    )
     one, other = (each.astype(np.float64) for each in (maps, own))
     one, other = (each - each.mean(1, keepdims=True) for each in (one, other))
     norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)

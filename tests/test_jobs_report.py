@@ -212,6 +212,19 @@ def test_cells_of_maps_are_squares(opened, written, where):
     assert shape == pytest.approx(1.5, abs=0.02)
 
 
+def test_a_tall_picture_is_narrow(opened, tmp_path):
+    run = make_run(Location(str(tmp_path)), ("ant",), 8, 1)
+    picture = tmp_path / "pictures" / "00000.jpg"
+    Image.new("RGB", (100, 1400)).save(picture)
+    told(Request(run.root.url))
+    page = opened(tmp_path / "report.html")
+    page.locator("#table .open").click()
+    for frame in (".card .photo .frame", "tr.detail .photo .frame"):
+        box = page.locator(frame).first.bounding_box()
+        assert box["height"] == pytest.approx(420, abs=10)
+        assert box["width"] == pytest.approx(30, abs=1)
+
+
 def test_the_file_names_no_other_place(written):
     text = written.read_text()
     for policy in ("default-src 'none'", "base-uri 'none'", "form-action 'none'"):
@@ -286,6 +299,13 @@ def test_what_cannot_be_told_is_refused(run, tmp_path):
         run.write_summary(summary)
 
 
+def test_parts_that_are_not_those_of_the_summary_are_refused(tmp_path):
+    run = make_run(Location(str(tmp_path)), [f"class {n}" for n in range(5)], 500, 0)
+    run.part(1).delete()
+    with pytest.raises(ConfigurationError, match="parts came, went or changed since the run was"):
+        told(Request(run.root.url, pictures=False))
+
+
 def test_an_audit_that_lost_a_table_is_refused(tmp_path):
     run = make_run(Location(str(tmp_path)), ("ant", "bee"), 4, 1)
     audit = chosen_audit(run, run.read_summary()["parts_digest"])
@@ -354,7 +374,7 @@ def test_findings_that_are_not_compared_are_not_called_none(opened, run, tmp_pat
 
 
 def test_a_class_that_is_never_predicted_is_told(opened, tmp_path):
-    run = make_run(Location(str(tmp_path)), ("ant", "bee", "", SCRIPT), 12, 0)
+    run = make_run(Location(str(tmp_path)), ("ant", "bee", " ", SCRIPT), 12, 0)
     table = run.read_part(0)
     ok = [status == "ok" for status in table["status"].to_pylist()]
     for name, value in (("predicted", 1), ("predicted_name", "bee"), ("target", 1)):
@@ -364,7 +384,7 @@ def test_a_class_that_is_never_predicted_is_told(opened, tmp_path):
     scanned = scan_table(table, GRID, {1: np.arange(196)}, set())
     heatmaps = run.read_class_heatmaps()
     heatmaps = heatmaps.filter(pa.compute.equal(heatmaps["target"], 1))
-    assert Classes(heatmaps, GRID, scanned).unexplained == [("", 12), (SCRIPT, 12), ("ant", 11)]
+    assert Classes(heatmaps, GRID, scanned).unexplained == [(" ", 12), (SCRIPT, 12), ("ant", 11)]
     told(Request(run.root.url))
     nameless = opened(tmp_path / "report.html").locator("#table .open").first
     assert nameless.inner_text() == "(no name)"

@@ -42,6 +42,7 @@ def test_a_map_that_is_constant_agrees_with_nothing():
     maps = np.stack([np.zeros(4), np.arange(4)])
     assert agreements(maps, np.array([0, 0]), {0: np.arange(4)}) == pytest.approx([0, 1])
     assert agreements(maps, np.array([1, 1]), {1: np.ones(4)}) == pytest.approx([0, 0])
+    assert agreements(maps, np.array([2, 2]), {1: np.arange(4)}) == pytest.approx([0, 0])
 
 
 def test_however_the_rows_are_cut_the_scan_is_the_same(table, means, run):

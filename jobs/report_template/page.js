@@ -33,6 +33,7 @@
   function frame(image) {
     const button = make("button", "frame");
     button.type = "button";
+    button.style.maxWidth = `${Math.max(24, (420 * image.width) / image.height)}px`;  // tall ones are narrow
     button.setAttribute("aria-label", `Enlarge ${image.id}`);
     const layer = picture(image.layer, "");
     layer.className = "layer";
