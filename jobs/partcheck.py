@@ -1,5 +1,6 @@
 """Whether a part holds exactly the rows that its shard should: each problem is one line."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.plan import Shard
 from storage import schema
+from storage.parts import STATUSES, images_by_status
 
 # Columns that a part has from the manifest, under our name and under the manifest's.
 OF_THE_MANIFEST = {"image_id": "image_id", "uri": "uri", "label_name": "label"}
@@ -47,6 +49,10 @@ def form_problems(part: pa.Table, index: int, rule: Rule) -> Iterator[str]:
     for key, value in {"run": rule.run, "shard": str(index), "grid": f"{rows}x{columns}"}.items():
         if told.get(key) != value:
             yield f"its metadata say {key} {told.get(key)!r}; it should be {value!r}"
+    if STATUSES in told and not lacking:  # earlier versions wrote none
+        counted = json.dumps(images_by_status(part), sort_keys=True)
+        if told[STATUSES] != counted:
+            yield f"its metadata say {STATUSES} {told[STATUSES]!r}; its rows say {counted!r}"
 
 
 def row_problems(part: pa.Table, shard: Shard, rule: Rule) -> list[str]:
