@@ -48,9 +48,8 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    days, hours, minutes = minutes // 1440, minutes // 60 % 24, minutes % 60
-    units = [f"{count} {unit}" for count, unit in ((days, "d"), (hours, "h")) if count]
-    return " ".join([*units, f"{minutes} min"][:2])
+    units = {"d": minutes // 1440, "h": minutes // 60 % 24, "min": minutes % 60}
+    return " ".join([f"{count} {unit}" for unit, count in units.items() if count][:2])
 
 
 def _rows(found: Status) -> Iterator[tuple[str, str]]:
