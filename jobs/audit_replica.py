@@ -7,6 +7,7 @@ import numpy as np
 from jobs.audit_worker import AuditJob, AuditWorker
 from jobs.plan import Shard
 from jobs.replica import ReplicaInfo, loading, replica_info
+from jobs.watched_replica import WatchedReplica
 from jobs.worker import ShardReport
 
 
@@ -15,19 +16,22 @@ class AuditReplica:
 
     def __init__(self, job: AuditJob, loader_cpus: float, ahead: int) -> None:
         self.worker = AuditWorker(job, loading(job, loader_cpus))
-        self.weights_digest = job.model.digest()
+        self.info = replica_info(job.model.digest())
+        self.watched = WatchedReplica(job.run.id, self.info.replica, self.info.node)
 
     def ready(self) -> ReplicaInfo:
         """Return once the model is loaded."""
-        return replica_info(self.weights_digest)
+        return self.info
 
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
         """Audit and publish the class of a shard."""
-        return self.worker.audit_class(shard, {})
+        with self.watched.at_work(shard, "audit"):
+            return self.watched.written(self.worker.audit_class(shard, {}))
 
     def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
         """Audit and publish a class without the images that crashed."""
-        return self.worker.audit_class(shard, crashed)
+        with self.watched.at_work(shard, "audit carefully"):
+            return self.watched.written(self.worker.audit_class(shard, crashed))
 
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Audit some images of a class, for no other end than to see whether they kill."""

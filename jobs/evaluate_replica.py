@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jobs.evaluate_worker import EvaluateJob, EvaluateWorker
 from jobs.plan import Shard
 from jobs.replica import ReplicaInfo, loading, replica_info
+from jobs.watched_replica import WatchedReplica
 from jobs.worker import ShardReport
 
 
@@ -13,19 +14,22 @@ class EvaluateReplica:
 
     def __init__(self, job: EvaluateJob, loader_cpus: float, ahead: int) -> None:
         self.worker = EvaluateWorker(job, loading(job, loader_cpus))
-        self.weights_digest = job.model.digest()
+        self.info = replica_info(job.model.digest())
+        self.watched = WatchedReplica(job.run.id, self.info.replica, self.info.node)
 
     def ready(self) -> ReplicaInfo:
         """Return once the model is loaded."""
-        return replica_info(self.weights_digest)
+        return self.info
 
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
         """Evaluate and publish a shard."""
-        return self.worker.evaluate_shard(shard, {})
+        with self.watched.at_work(shard, "evaluate"):
+            return self.watched.written(self.worker.evaluate_shard(shard, {}))
 
     def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
         """Evaluate and publish a shard without the images that crashed."""
-        return self.worker.evaluate_shard(shard, crashed)
+        with self.watched.at_work(shard, "evaluate carefully"):
+            return self.watched.written(self.worker.evaluate_shard(shard, crashed))
 
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Evaluate some images of a shard, for no other end than to see whether they kill."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from jobs.config import Exit
+from jobs.config import ConfigurationError, Exit
 from jobs.pace import Pace, Written, pace
 from jobs.plan import Shard, remaining
 from storage.exports import entries
@@ -155,15 +155,20 @@ def _pace(
 def count_statuses(run: Run, committed: Collection[int]) -> dict[str, int]:
     """Images by status of the rows that are written, from the footers of their parts.
 
-    Of parts that earlier versions wrote, two columns are read. Raises StorageUnavailable.
+    Of parts that earlier versions wrote, two columns are read. Raises ConfigurationError where a
+    part is damaged, StorageUnavailable.
     """
 
     def of_part(index: int) -> Mapping[str, int]:
-        told = run.read_part_metadata(index).get(STATUSES)
-        if told is None:
-            return images_by_status(run.read_part(index, STATUS_COLUMNS))
-        counts: dict[str, int] = json.loads(told)
-        return counts
+        try:
+            told = run.read_part_metadata(index).get(STATUSES)
+            if told is None:
+                return images_by_status(run.read_part(index, STATUS_COLUMNS))
+            return {str(status): int(count) for status, count in json.loads(told).items()}
+        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ConfigurationError(
+                [f"RUN: cannot read {run.part(index)}: {error}; `saliency verify` tells more"]
+            ) from error
 
     total: Counter[str] = Counter()
     with ThreadPoolExecutor(READERS, "footers") as pool:

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.formats import damage_is_bad_input
 from storage.locations import Location
 from storage.names import file_name
 from storage.schema import SCHEMA_VERSION
@@ -135,11 +136,14 @@ class Run:
         return part.attempt(read)
 
     def read_part_metadata(self, index: int) -> dict[str, str]:
-        """What a committed part says of itself: its footer alone is read."""
+        """What a committed part says of itself: its footer alone is read.
+
+        Raises ValueError where it is damaged.
+        """
         part = self.part(index)
 
         def read() -> dict[bytes, bytes]:
-            with part.open() as file:
+            with part.open() as file, damage_is_bad_input():
                 return pq.read_schema(file).metadata or {}
 
         return {key.decode(): value.decode() for key, value in part.attempt(read).items()}

@@ -138,6 +138,19 @@ def test_failures_are_counted_from_footers_and_of_earlier_parts_from_rows(locati
     assert "4 denied, 2 missing, 30 ok" in told(location, tmp_path, failures=True)[1]
 
 
+@pytest.mark.parametrize("statuses", ["[1]", "no json", '{"ok": "many"}', "7"])
+def test_a_damaged_part_is_told(statuses, tmp_path):
+    place = Location(str(tmp_path / "run"))
+    run = new_run(place)
+    write_parts(run, range(1), statuses=statuses)
+    with pytest.raises(ConfigurationError, match=r"part-00000000.parquet: .*verify` tells more"):
+        told(place, tmp_path, failures=True)
+    run.part(0).replace(b"no Parquet")
+    with pytest.raises(ConfigurationError, match=r"part-00000000.parquet: .*verify` tells more"):
+        told(place, tmp_path, failures=True)
+    assert told(place, tmp_path)[0] is Exit.INCOMPLETE
+
+
 @pytest.mark.parametrize("text", ["{}", "[]", "no json", '{"fingerprint_of": {}, "rows": "many"}'])
 def test_what_is_no_run_is_told_and_exits_2(text, tmp_path):
     with pytest.raises(ConfigurationError, match=r"RUN: .* holds no run \(no run.json\)"):
