@@ -4,7 +4,9 @@ import ast
 import io
 import json
 import logging
+import os
 import re
+import signal
 import threading
 import time
 import urllib.request
@@ -171,6 +173,44 @@ def test_replicas_export_metrics_while_they_work(finished, tmp_path):
     assert by_name["ray_saliency_replica_images_total"] == [16.0]
     assert by_name["ray_saliency_batch_images_count"] == [2.0]
     assert sum(by_name["ray_saliency_replica_stage_seconds_total"]) > 0
+
+
+def dying_replica(marker: Path):
+    """A replica that dies with its first shard, once."""
+    from jobs.replica import Replica
+
+    class DyingReplica(Replica):
+        def explain(self, shard, upcoming):
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().explain(shard, upcoming)
+
+    return DyingReplica
+
+
+def test_a_replica_that_died_and_its_shard_are_counted(finished, tmp_path):
+    config = replace(
+        finished,
+        out=str(tmp_path / "run"),
+        method=replace(finished.method, target="top:3"),
+        execution=replace(finished.execution, replicas=1, json_log=True),
+    )
+    stream = io.StringIO()
+    with logged_to(stream):
+        code = explain(config, Console(file=io.StringIO()), dying_replica(tmp_path / "died"))
+    assert code is Exit.COMPLETE
+    expected = {"ray_saliency_replicas_lost_total": 1.0, "ray_saliency_shards_retried_total": 1.0}
+
+    def is_told(found: dict[tuple, float]) -> bool:
+        return all(found.get((name,)) == value for name, value in expected.items())
+
+    found = until(is_told, open_run(Location(config.out)).id)
+    assert is_told(found), found
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    (news,) = [line for line in lines if line["event"] == "news"]
+    assert news["text"].startswith("a replica was lost: ")
+    assert news["level"] == "warning"
 
 
 def test_the_log_has_run_shard_and_replica_of_every_event(watched):
