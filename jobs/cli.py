@@ -94,6 +94,23 @@ class Verify:
 
 
 @dataclass(frozen=True)
+class Status:
+    """Tell how far a run is, from its directory; exits 0 where it is complete, 1 where not yet, 3
+    where too many images failed (docs/watching.md)."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run's directory: a path or a URL (s3://...)."""
+    failures: bool = False
+    """Also of an unfinished run count images by status: reads a little of every part."""
+    json: bool = False
+    """Print all that is known as JSON; with --watch as a line each time."""
+    watch: bool = False
+    """Look every ten seconds until no driver is at work on the run."""
+    output_storage: str | None = None
+    """JSON file of fsspec options for reading the run."""
+
+
+@dataclass(frozen=True)
 class Show:
     """Show images of a finished run: a PNG of each with its map, and what its row says; exits 1
     where one has no map."""
@@ -140,7 +157,16 @@ class Compare:
 
 
 AnyCommand = (
-    ExplainConfig | AuditConfig | EvaluateConfig | Demo | Export | Report | Verify | Show | Compare
+    ExplainConfig
+    | AuditConfig
+    | EvaluateConfig
+    | Demo
+    | Export
+    | Report
+    | Status
+    | Verify
+    | Show
+    | Compare
 )
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
@@ -149,6 +175,7 @@ Command = (
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Status, tyro.conf.subcommand("status")]
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
@@ -224,6 +251,12 @@ def _verify(command: Verify, console: Console) -> Exit:
     return verify(Request(command.run, command.input_storage), console)
 
 
+def _status(command: Status, console: Console) -> Exit:
+    from jobs.status import Request, status
+
+    return status(Request(**asdict(command)), console)
+
+
 def _show(command: Show, console: Console) -> Exit:
     from jobs.show import Request, show
 
@@ -259,6 +292,7 @@ STARTS: dict[type[AnyCommand], Callable[[Any, Console], Exit]] = {
     Demo: _demo,
     Export: _export,
     Report: _report,
+    Status: _status,
     Verify: _verify,
     Show: _show,
     Compare: _compare,

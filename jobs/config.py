@@ -138,6 +138,8 @@ class ExecutionConfig:
     """Share of images that may fail before the run stops with exit code 3."""
     retry_failed: bool = False
     """Explain the images that failed before again, also of a finished run."""
+    json_log: bool = False
+    """Also write what happens as JSON lines on stderr (docs/watching.md)."""
     dry_run: bool = False
     """Check everything, print the plan and stop."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from jobs import heatmaps, summary
+from jobs import heatmaps, logs, summary
 from jobs.aggregate import FEW_PARTS, Aggregate, ClassHeatmap, aggregate, class_heatmaps, read_means
 from jobs.cluster import INFRASTRUCTURE, ClusterError, connected, in_order, reason, resources
 from jobs.config import ConfigurationError, ExecutionConfig, Exit, ExplainConfig
@@ -21,6 +21,7 @@ from jobs.progress import RunProgress
 from jobs.replica import Replica
 from jobs.retry import shards_to_retry
 from jobs.summary import Attempt
+from jobs.watched_pool import WatchedPool
 from storage import schema
 from storage.lease import Lease
 from storage.runs import FINISHED, Run, open_or_create
@@ -37,6 +38,8 @@ def explain(config: ExplainConfig, console: Console, replica: type[Replica] = Re
     ConfigurationError, FingerprintMismatch where `out` holds another run, and RunHeld where another
     driver is at work on it.
     """
+    if config.execution.json_log:
+        logs.to_stderr()
     prepared = prepare(config)
     planned = prepared.shards()
     summary.tell_plan(console, prepared, planned)
@@ -151,16 +154,20 @@ def follow(
 
     Leaving the iterator early ends the replicas. Raises what `Pool.explain` and `Lease.check` do.
     """
-    with closing(pool.explain(todo)) as outcomes:
+    with closing(pool.explain(todo)) as outcomes, WatchedPool(pool) as watched:
         for outcome in outcomes:
             if isinstance(outcome, ShardFailure):
                 attempt.failures.append(outcome)
+                watched.undone(outcome)
             elif outcome is not None:
                 attempt.add(outcome)
+                watched.written(outcome)
                 failed = outcome.shard.rows - outcome.statuses.get("ok", 0)
                 progress.advance(outcome.shard.rows, failed)
             while pool.news:
-                progress.tell(pool.news.pop(0))
+                progress.tell(news := pool.news.pop(0))
+                watched.tell(news)
+            watched.show()
             progress.show(pool.live, pool.resources.replicas)
             attempt.check()
             yield

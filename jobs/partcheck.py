@@ -1,5 +1,6 @@
 """Whether a part holds exactly the rows that its shard should: each problem is one line."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from jobs.plan import Shard
 from storage import schema
+from storage.parts import STATUSES, images_by_status
 
 # Columns that a part has from the manifest, under our name and under the manifest's.
 OF_THE_MANIFEST = {"image_id": "image_id", "uri": "uri", "label_name": "label"}
@@ -42,11 +44,20 @@ def form_problems(part: pa.Table, index: int, rule: Rule) -> Iterator[str]:
     lacking = [n for n in (*OF_THE_MANIFEST, *OF_A_TARGET) if n not in part.column_names]
     if lacking:
         yield f"has no columns {', '.join(lacking)}"
-    told = {key.decode(): value.decode() for key, value in (part.schema.metadata or {}).items()}
+    metadata = (part.schema.metadata or {}).items()
+    told = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in metadata}
     rows, columns = rule.grid
     for key, value in {"run": rule.run, "shard": str(index), "grid": f"{rows}x{columns}"}.items():
         if told.get(key) != value:
             yield f"its metadata say {key} {told.get(key)!r}; it should be {value!r}"
+
+
+def count_problems(part: pa.Table) -> Iterator[str]:
+    """Whether its metadata count its images by status as its rows do; earlier versions' do not."""
+    told = (part.schema.metadata or {}).get(STATUSES.encode())
+    counted = json.dumps(images_by_status(part), sort_keys=True)
+    if told is not None and told != counted.encode():
+        yield f"its metadata count images as {told.decode(errors='replace')!r}; its rows: {counted}"
 
 
 def row_problems(part: pa.Table, shard: Shard, rule: Rule) -> list[str]:

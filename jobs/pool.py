@@ -57,7 +57,8 @@ class Pool:
 
     Of shards that are `committed` only the failed images are explained, again. A shard that kills
     is searched for the image that does (jobs.crashes). `replica` is the actor's
-    class; `news` are sentences for the user; `first_ready` is when the first replica had its model,
+    class; `news` are sentences for the user, `retried` and `lost` count shards that went back to
+    the queue and replicas that are gone; `first_ready` is when the first replica had its model,
     on the monotonic clock.
     """
 
@@ -68,6 +69,8 @@ class Pool:
     replica: type[Explains] = Replica
     replicas: list[ReplicaInfo] = field(default_factory=list)
     news: list[str] = field(default_factory=list)
+    retried: int = 0
+    lost: int = 0
     first_ready: float | None = None
     _queue: deque[Shard] = field(default_factory=deque)
     _attempts: Counter[int] = field(default_factory=Counter)
@@ -83,6 +86,17 @@ class Pool:
     def live(self) -> int:
         """How many replicas are at work."""
         return sum(member.ready for member in self._calls.values())
+
+    @property
+    def running(self) -> int:
+        """How many shards are in hand."""
+        return sum(member.shard is not None for member in self._calls.values())
+
+    @property
+    def queued(self) -> int:
+        """How many shards wait, in the queue or behind the one in a replica's hand."""
+        behind = sum(member.upcoming is not None for member in self._calls.values())
+        return len(self._queue) + behind
 
     def explain(self, shards: list[Shard]) -> Generator[ShardReport | ShardFailure | None]:
         """Yield a report or a failure for every shard as they end, and None where time passes.
@@ -240,6 +254,7 @@ class Pool:
         """A lost replica may have published its shard or not: creating a part twice is harmless."""
         ray.kill(member.actor)
         self.news.append(f"a replica was lost: {error}")
+        self.lost += 1
         self._losses_in_a_row += 1
         if self._losses_in_a_row > MOST_ATTEMPTS * self.resources.replicas:
             raise ClusterError(f"{self._losses_in_a_row} replicas lost in a row; the last: {error}")
@@ -271,6 +286,7 @@ class Pool:
         if suspicion.is_hopeless:
             return ShardFailure(shard, f"more than {MOST_CRASHED} of its images crash")
         self._queue.appendleft(shard)
+        self.retried += 1
         return None
 
     def _in_hand(self, shard: Shard) -> Shard | None:
@@ -289,6 +305,7 @@ class Pool:
         if self._attempts[shard.index] >= MOST_ATTEMPTS:
             return ShardFailure(shard, error)
         self._queue.append(shard)
+        self.retried += 1
         return None
 
     def _check_alive(self, last_live: float) -> None:

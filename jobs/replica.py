@@ -13,6 +13,7 @@ from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
 from jobs.retry import explained_rows
 from jobs.row_images import Load
+from jobs.watched_replica import WatchedReplica
 from jobs.worker import ExplainWorker, Job, ShardReport
 from storage.columns import IN_PARQUET
 
@@ -26,6 +27,7 @@ class ReplicaInfo:
     node: str
     gpu_ids: Sequence[int | str]
     weights_digest: str
+    replica: str = ""
 
 
 class Explains(Protocol):
@@ -41,7 +43,8 @@ def replica_info(weights_digest: str) -> ReplicaInfo:
     """Of the replica that this process is."""
     context = ray.get_runtime_context()
     gpus = context.get_accelerator_ids().get("GPU", [])
-    return ReplicaInfo(context.get_node_id(), gpus, weights_digest)
+    replica = context.get_actor_id() or ""
+    return ReplicaInfo(context.get_node_id(), gpus, weights_digest, replica)
 
 
 def loading(job: Job, loader_cpus: float) -> Load:
@@ -61,42 +64,49 @@ class Replica:
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
         self.worker = ExplainWorker(job)
         self.feed = Feed(job, loader_cpus, ahead)
-        self.weights_digest = job.model.digest()
+        self.info = replica_info(job.model.digest())
+        self.watched = WatchedReplica(job.run.id, self.info.replica, self.info.node)
 
     def ready(self) -> ReplicaInfo:
         """Return once the model is loaded."""
-        return replica_info(self.weights_digest)
+        return self.info
 
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
         """Explain and publish `shard`; `upcoming` is likely this replica's next."""
-        rows = self.feed.rows(shard)
-        return self.worker.explain_shard(shard, rows, self.feed.batches(shard, upcoming))
+        with self.watched.at_work(shard, "explain"):
+            rows = self.feed.rows(shard)
+            batches = self.watched.batches(self.feed.batches(shard, upcoming))
+            return self.watched.written(self.worker.explain_shard(shard, rows, batches))
 
     def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
         """Explain and publish a shard that killed, without the rows of `crashed`.
 
         Whoever comes after a kill finds the rows that were in hand in the run's breadcrumb.
         """
-        run, rows = self.worker.job.run, self.feed.rows(shard)
-        batches = self.feed.one_by_one(shard, crashed, run.leave_breadcrumb)
-        report = self.worker.explain_shard(shard, rows, batches)
-        run.sweep_breadcrumb(shard.index)
-        return report
+        run = self.worker.job.run
+        with self.watched.at_work(shard, "explain carefully"):
+            rows = self.feed.rows(shard)
+            batches = self.feed.one_by_one(shard, crashed, run.leave_breadcrumb)
+            report = self.worker.explain_shard(shard, rows, self.watched.batches(batches))
+            run.sweep_breadcrumb(shard.index)
+            return self.watched.written(report)
 
     def retry(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
         """Explain a committed shard's failed images again, carefully."""
         run = self.worker.job.run
-        part = run.read_part(shard.index)
-        skipped = dict.fromkeys(explained_rows(part), "explained before") | dict(crashed)
-        batches = self.feed.one_by_one(shard, skipped, run.leave_breadcrumb)
-        report = self.worker.retry_shard(shard, part, self.feed.rows(shard), batches)
-        run.sweep_breadcrumb(shard.index)
-        return report
+        with self.watched.at_work(shard, "retry"):
+            part = run.read_part(shard.index)
+            skipped = dict.fromkeys(explained_rows(part), "explained before") | dict(crashed)
+            batches = self.feed.one_by_one(shard, skipped, run.leave_breadcrumb)
+            report = self.worker.retry_shard(shard, part, self.feed.rows(shard), batches)
+            run.sweep_breadcrumb(shard.index)
+            return self.watched.written(report)
 
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Explain some rows of a shard, for no other end than to see whether they kill."""
-        batches = self.feed.one_by_one(rows, crashed, lambda *_: None)
-        self.worker.explain_rows(rows, self.feed.rows(rows), batches)
+        with self.watched.at_work(rows, "probe"):
+            batches = self.feed.one_by_one(rows, crashed, lambda *_: None)
+            self.worker.explain_rows(rows, self.feed.rows(rows), batches)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What a run was and how it went, in words, for the report's first table."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,13 +56,13 @@ def _speed(attempt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _attempts(finished: Finished) -> Iterator[tuple[str, str]]:
     """How often a driver was started, and where the last start ran."""
-    numbers = finished.run.attempts()
-    if not numbers:
+    start = finished.run.last_attempt()
+    if start is None:
         return
-    last = json.loads(finished.run.attempt(numbers[-1]).read())
+    last = start.info
     resources, versions = last.get("resources", {}), last.get("versions", {})
     replicas = f"{resources.get('replicas')} on {resources.get('device')}"
-    yield "starts of a driver", f"{len(numbers)}; the last with replicas: {replicas}"
+    yield "starts of a driver", f"{start.number}; the last with replicas: {replicas}"
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
 
 

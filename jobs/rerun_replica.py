@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jobs.plan import Shard
 from jobs.replica import ReplicaInfo, loading, replica_info
 from jobs.row_images import RerunJob
+from jobs.watched_replica import WatchedReplica
 from jobs.worker import ShardReport
 
 
@@ -13,19 +14,22 @@ class RerunReplica:
 
     def __init__(self, job: RerunJob, loader_cpus: float, ahead: int) -> None:
         self.worker = job.worker(loading(job, loader_cpus))
-        self.weights_digest = job.model.digest()
+        self.info = replica_info(job.model.digest())
+        self.watched = WatchedReplica(job.run.id, self.info.replica, self.info.node)
 
     def ready(self) -> ReplicaInfo:
         """Return once the model is loaded."""
-        return replica_info(self.weights_digest)
+        return self.info
 
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
         """Do a shard and publish it."""
-        return self.worker.publish(shard, {})
+        with self.watched.at_work(shard, "look into"):
+            return self.watched.written(self.worker.publish(shard, {}))
 
     def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
         """Do a shard without the images that crashed and publish it."""
-        return self.worker.publish(shard, crashed)
+        with self.watched.at_work(shard, "look into carefully"):
+            return self.watched.written(self.worker.publish(shard, crashed))
 
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Work on some images of a shard, for no other end than to see whether they kill."""

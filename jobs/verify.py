@@ -13,7 +13,7 @@ from jobs.aggregate import Aggregate, sum_part, tasks_of
 from jobs.config import ConfigurationError, Exit
 from jobs.images import input_of, selects_everything, stored_manifest
 from jobs.options import read_options
-from jobs.partcheck import Rule, form_problems, manifest_problems, row_problems
+from jobs.partcheck import Rule, count_problems, form_problems, manifest_problems, row_problems
 from jobs.plan import Shard, planned
 from jobs.totals import total_problems, unlike
 from storage.columns import to_store
@@ -240,6 +240,7 @@ def _check_part(
             problems += manifest_problems(part, listed, shard)
         except (OSError, ValueError) as error:
             problems.append(f"its rows of the manifest cannot be read: {error}")
+    problems += count_problems(part)
     return Checked(index, problems, rows, sum_part(part, rule.grid))
 
 

@@ -1,5 +1,6 @@
 """Explain one shard and publish its part: a plain class that knows nothing of Ray."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from jobs.transfer import Placed, on_device
 from storage import schema
 from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
+from storage.parts import STATUSES, images_by_status
 from storage.rows import RowSource
 from storage.runs import Run
 from storage.trust import is_refusal
@@ -90,10 +92,11 @@ class ExplainWorker:
         table = self.explain_rows(shard, rows, batches, seconds)
         started = time.perf_counter()
         refuse_outage(table, shard.rows)
-        part = schema.encode_parquet(table, self._metadata(shard, FIRST_GENERATION))
-        created = self.job.run.publish(shard.index, part)
+        statuses = images_by_status(table)
+        metadata = self._metadata(shard, statuses, FIRST_GENERATION)
+        created = self.job.run.publish(shard.index, schema.encode_parquet(table, metadata))
         seconds["write"] += time.perf_counter() - started
-        return ShardReport(shard, created, _statuses(table), seconds)
+        return ShardReport(shard, created, statuses, seconds)
 
     def retry_shard(
         self, shard: Shard, part: pa.Table, rows: pa.Table, batches: Iterable[Batch]
@@ -107,12 +110,13 @@ class ExplainWorker:
         table = merged(part, self.explain_rows(shard, rows, batches, seconds))
         started = time.perf_counter()
         refuse_outage(table, shard.rows)
+        statuses = images_by_status(table)
         changed = not table.equals(part.cast(table.schema))
         if changed:
-            metadata = self._metadata(shard, next_generation(part))
+            metadata = self._metadata(shard, statuses, next_generation(part))
             self.job.run.replace_part(shard.index, schema.encode_parquet(table, metadata))
         seconds["write"] += time.perf_counter() - started
-        return ShardReport(shard, changed, _statuses(table), seconds)
+        return ShardReport(shard, changed, statuses, seconds)
 
     def explain_rows(
         self,
@@ -174,11 +178,14 @@ class ExplainWorker:
             yield batch
             started = time.perf_counter()
 
-    def _metadata(self, shard: Shard, generation: str) -> dict[str, str]:
+    def _metadata(
+        self, shard: Shard, statuses: Mapping[str, int], generation: str
+    ) -> dict[str, str]:
         """What may differ between parts of one run, or helps to read a part by itself."""
         return {
             "run": self.job.run.id,
             "shard": str(shard.index),
+            STATUSES: json.dumps(statuses, sort_keys=True),
             GENERATION: generation,
             "device": _device_name(self.device),
             "precision": self.job.precision,
@@ -218,13 +225,6 @@ class ExplainWorker:
         if crops.is_cuda:
             torch.cuda.empty_cache()  # outside the handler, whose traceback holds the tensors
         return None
-
-
-def _statuses(rows: pa.Table) -> dict[str, int]:
-    """How many of a part's images have each status: an image may have many rows."""
-    first = rows.filter(pc.fill_null(pc.equal(rows["target_rank"], 0), True))
-    counts = first["status"].value_counts().to_pylist()
-    return {count["values"]: count["counts"] for count in counts}
 
 
 def refuse_outage(rows: pa.Table, images: int) -> None:

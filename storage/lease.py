@@ -16,13 +16,17 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from storage.locations import Location, StorageUnavailable
+from storage.times import written
 
 EXPIRY_SECONDS = 30.0
 RENEW_SECONDS = 10.0
 _POLL_SECONDS = 1.0
+_CLOCKS_AGREE = 5.0
+_RENEWAL_TAKES = 3.0
 _CLAIM = re.compile(r"(\d{8,})\.json")
 
 
@@ -32,7 +36,10 @@ class RunHeld(Exception):  # noqa: N818 - a statement about a run
 
 @dataclass(frozen=True)
 class Claim:
-    """A driver's hold on a run as it is written; `beat` counts its renewals."""
+    """A driver's hold on a run as it is written; `beat` counts its renewals.
+
+    `since` is when it was made, by its driver's clock; "" where an earlier version made it.
+    """
 
     token: str
     host: str
@@ -41,6 +48,7 @@ class Claim:
     process_started: str
     beat: int = 0
     released: bool = False
+    since: str = ""
 
     @property
     def is_of_this_machine(self) -> bool:
@@ -51,6 +59,14 @@ class Claim:
     def is_alive_here(self) -> bool:
         """Whether its process runs on this machine."""
         return self.is_of_this_machine and _started(self.pid) == self.process_started
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A live driver's hold on a run; `renewed` is when, by the store's clock, if that tells."""
+
+    claim: Claim
+    renewed: float | None
 
 
 class Lease:
@@ -64,7 +80,12 @@ class Lease:
         self.folder = root.child("lease")
         self.number = 0
         self.claim = Claim(
-            uuid.uuid4().hex, socket.gethostname(), _machine(), os.getpid(), _started(os.getpid())
+            token=uuid.uuid4().hex,
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            process_started=_started(os.getpid()),
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         self.lost: str | None = None
         self._ended = threading.Event()
@@ -105,6 +126,34 @@ class Lease:
                 self.number = number + 1
                 return
             take_over = False  # somebody was quicker, who is not whom it was meant for
+
+    def holder(self) -> "Holder | None":
+        """Whoever holds the run and is alive, for one who only wants to know; writes nothing.
+
+        A driver elsewhere lives if it renewed its hold within an expiry. Where that cannot be told
+        from the store's clock and ours, it is watched until it should have renewed.
+        """
+        number, claim = self._latest()
+        if claim is None or claim.released:
+            return None
+        renewed = written(self.folder).get(f"{number:08d}.json")
+        if claim.is_of_this_machine:
+            return Holder(claim, renewed) if claim.is_alive_here else None
+        age = None if renewed is None else time.time() - renewed
+        is_fresh = age is not None and -_CLOCKS_AGREE < age < self.seconds
+        return Holder(claim, renewed) if is_fresh else self._seen_renewing(number, claim)
+
+    def _seen_renewing(self, number: int, claim: Claim) -> "Holder | None":
+        wait = self.seconds * (RENEW_SECONDS + _RENEWAL_TAKES) / EXPIRY_SECONDS
+        until = time.monotonic() + wait
+        while time.monotonic() < until:
+            time.sleep(min(_POLL_SECONDS, wait / 4))
+            now = self._read(number)
+            if now is None or now.released:
+                return None
+            if now != claim:
+                return Holder(now, written(self.folder).get(f"{number:08d}.json"))
+        return None
 
     def _latest(self) -> tuple[int, Claim | None]:
         """The highest claim and its number, also where a listing lags behind."""

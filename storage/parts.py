@@ -22,6 +22,8 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _DIGEST = CONTENT_DIGEST.encode()
+# In a part's metadata: how many of its images have each status, as JSON.
+STATUSES = "statuses"
 
 
 class PartsDamaged(ValueError):  # noqa: N818 - a statement about a run
@@ -52,6 +54,7 @@ class Parts:
             metadata = part.schema.metadata
             known = self.metadata if self._digests else metadata
             self.metadata = {k: v for k, v in known.items() if metadata.get(k) == v}
+            self.metadata.pop(STATUSES.encode(), None)  # equal or not, they are one part's
             self._digests.append(metadata[_DIGEST])
             yield part
 
@@ -86,6 +89,13 @@ def read_whole(run: Run, index: int) -> pa.Table:
             "made of"
         )
     return part
+
+
+def images_by_status(rows: pa.Table) -> dict[str, int]:
+    """How many of a part's images have each status: an image may have many rows."""
+    first = rows.filter(pc.fill_null(pc.equal(rows["target_rank"], 0), True))
+    counts = first["status"].value_counts().to_pylist()
+    return {count["values"]: count["counts"] for count in counts}
 
 
 def in_order(

@@ -13,15 +13,18 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.formats import damage_is_bad_input
 from storage.locations import Location
 from storage.names import file_name
 from storage.schema import SCHEMA_VERSION
+from storage.times import written
 
 # States of a run whose every row is written.
 FINISHED = ("complete", "failed")
@@ -35,6 +38,15 @@ class FingerprintMismatch(ValueError):  # noqa: N818 - it is a comparison's outc
 
 class NotARun(ValueError):  # noqa: N818 - it is a statement about a directory
     """The directory holds no run, or a run.json that this program did not write."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A driver's start: its number, what it noted, and when, by the store's clock if that tells."""
+
+    number: int
+    info: Mapping[str, Any]
+    at: float | None
 
 
 class Run:
@@ -54,19 +66,19 @@ class Run:
 
     def begin_attempt(self, info: Mapping[str, Any]) -> int:
         """Note a driver's start under the next number, from 1; races end with different numbers."""
-        number = max(self.attempts(), default=0) + 1
-        while not self.attempt(number).create(_encode(info)):
+        attempts = self.root.child("attempts")
+        found = [match for name in attempts.names() if (match := _ATTEMPT.fullmatch(name))]
+        number = max((int(match[1]) for match in found), default=0) + 1
+        while not attempts.child(f"{number}.json").create(_encode(info)):
             number += 1
         return number
 
-    def attempts(self) -> list[int]:
-        """The numbers of a driver's starts, rising."""
-        names = self.root.child("attempts").names()
-        return sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)))
-
-    def attempt(self, number: int) -> Location:
-        """Where a driver's start is noted."""
-        return self.root.child("attempts", f"{number}.json")
+    def last_attempt(self) -> "Start | None":
+        """The last driver's start; None before the first."""
+        at = written(self.root.child("attempts"))
+        number = max((int(m[1]) for name in at if (m := _ATTEMPT.fullmatch(name))), default=0)
+        info = _read_json(self.root.child("attempts", f"{number}.json")) if number else None
+        return None if info is None else Start(number, info, at.get(f"{number}.json"))
 
     def part(self, index: int) -> Location:
         """Where the part of shard `index` is, or is to be."""
@@ -76,6 +88,11 @@ class Run:
         """The shards whose parts are there: one listing, other names ignored."""
         names = self.root.child("explanations").names()
         return {int(match[1]) for name in names if (match := _PART.fullmatch(name))}
+
+    def committed_at(self) -> dict[int, float | None]:
+        """The same, and when each part was written, as `times.written` tells it."""
+        found = written(self.root.child("explanations"))
+        return {int(match[1]): at for n, at in found.items() if (match := _PART.fullmatch(n))}
 
     def publish(self, index: int, data: bytes) -> bool:
         """Commit a shard: False if its part was there already, and then this one is discarded.
@@ -117,6 +134,19 @@ class Run:
                 return pq.read_table(file, columns=columns)
 
         return part.attempt(read)
+
+    def read_part_metadata(self, index: int) -> dict[str, str]:
+        """What a committed part says of itself: its footer alone is read.
+
+        Raises ValueError where it is damaged.
+        """
+        part = self.part(index)
+
+        def read() -> dict[bytes, bytes]:
+            with part.open() as file, damage_is_bad_input():
+                return pq.read_schema(file).metadata or {}
+
+        return {key.decode(): value.decode() for key, value in part.attempt(read).items()}
 
     def read_class_heatmaps(self) -> pa.Table:
         """The table of class heatmaps."""

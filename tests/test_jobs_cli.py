@@ -28,6 +28,7 @@ def saliency(*arguments: str) -> subprocess.CompletedProcess:
         ["demo"],
         ["export"],
         ["report"],
+        ["status"],
         ["show"],
         ["compare"],
         ["verify"],

@@ -127,6 +127,24 @@ def test_a_part_of_another_run(run):
     assert problems(run)[0].endswith(f"its metadata say run 'x'; it should be '{run.id}'")
 
 
+def test_a_part_whose_footer_counts_other_statuses_than_its_rows(run):
+    wrong = {b"statuses": b'{"missing": 1, "ok": 15}'}
+    rewrite(run, 0, lambda part: part.replace_schema_metadata(part.schema.metadata | wrong))
+    assert problems(run) == [
+        "explanations/part-00000000.parquet: its metadata count images as "
+        '\'{"missing": 1, "ok": 15}\'; its rows: {"ok": 16}'
+    ]
+
+
+def test_a_part_of_an_earlier_version_counts_no_statuses(run):
+    def older(part: pa.Table) -> pa.Table:
+        kept = {k: v for k, v in part.schema.metadata.items() if k != b"statuses"}
+        return part.replace_schema_metadata(kept)
+
+    rewrite(run, 0, older)
+    assert verified(run.root.url)[0] is Exit.COMPLETE
+
+
 def dropped(part: pa.Table) -> pa.Table:
     return pa.concat_tables([part.slice(0, 3), part.slice(4)])
 
