@@ -82,9 +82,8 @@ def report(request: Request, console: Console) -> Exit:
     """
     finished = open_finished(request.run, request.input_storage, request.output_storage)
     place, findings = _checked(request, finished)
-    page = compose(finished, findings, request.pictures)
-    if request.against is not None:
-        page = replace(page, changes=_changes(request, finished, page.classes))
+    changes = None if request.against is None else _changes(request, finished)
+    page = replace(compose(finished, findings, request.pictures), changes=changes)
     try:
         place.replace(render(page).encode())
     except WriteRefused as error:
@@ -98,7 +97,7 @@ def compose(finished: Finished, findings: Findings | None, pictures: bool) -> Pa
     """Everything that the page says, from one pass over the run's parts."""
     heatmaps = finished.run.read_class_heatmaps()
     _check_digest(finished, heatmaps.schema.metadata or {})
-    asked = set() if findings is None else findings.wanted
+    asked: set[Key] = set() if findings is None else findings.wanted
     scanned = scan(finished.run, finished.grid, mean_maps(heatmaps), asked)
     _check_parts(finished, scanned.digest)
     classes = Classes(heatmaps, finished.grid, scanned)
@@ -154,7 +153,7 @@ def _place(out: str, finished: Finished, options: Mapping[str, Any]) -> Location
     return place
 
 
-def _changes(request: Request, finished: Finished, classes: Classes) -> Changes:
+def _changes(request: Request, finished: Finished) -> Changes:
     """What changed from the run before."""
     try:
         before = open_run(named(request.against or "", read_options(request.output_storage)))
@@ -165,9 +164,11 @@ def _changes(request: Request, finished: Finished, classes: Classes) -> Changes:
         raise ConfigurationError([f"--against: {error}"]) from error
     if comparison.a.grid != comparison.b.grid:
         return Changes(comparison, {}, {})
-    heatmaps = before.read_class_heatmaps()
-    then = Classes(heatmaps, comparison.a.grid, Scan())
-    return Changes(comparison, then.means_by_name, classes.means_by_name)
+    then, now = (
+        Classes(run.read_class_heatmaps(), finished.grid, Scan()).means_by_name
+        for run in (before, finished.run)
+    )
+    return Changes(comparison, then, now)
 
 
 def _as_asked(problem: str) -> str:

@@ -182,9 +182,14 @@ class Findings:
         return chosen
 
     @property
-    def wanted(self) -> set[int]:
-        """Rows whose maps `card` needs."""
-        return {row for both in self.examples.values() for rows in both for row in rows}
+    def wanted(self) -> set[tuple[int, int]]:
+        """Row and class of the maps that `card` needs."""
+        return {
+            (row, target)
+            for (target, _), both in self.examples.items()
+            for rows in both
+            for row in rows
+        }
 
     def card(self, row: Mapping[str, Any], shown: Mapping[tuple[int, int], Shown]) -> Card:
         """A finding with the images whose maps are there, those explained as the class first."""

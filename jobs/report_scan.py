@@ -23,6 +23,7 @@ OF_IMAGE = ["row", "image_id", "status", "error", "label", "label_name", "predic
 OF_MAP = ["predicted_name", "probability", "target", "saliency"]
 MEANT = ["target_probability", "border_mass", "entropy"]
 Grid = tuple[int, int]
+Key = tuple[int, int]  # the manifest's row, and the class that a map explains
 
 
 class Pair(NamedTuple):
@@ -113,8 +114,9 @@ class Scan:
             self.failures[status] = (self.failures[status] + images)[:FAILURES]
 
 
-def scan(run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: Collection[int]) -> Scan:
-    """Read every part once. `means` are the classes' mean maps [cells], `wanted` rows of images.
+def scan(run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: Collection[Key]) -> Scan:
+    """Read every part once. `means` are the classes' mean maps [cells], `wanted` images by row and
+    target, which are kept, and with them their rows' first targets.
 
     Raises StorageUnavailable.
     """
@@ -126,7 +128,7 @@ def scan(run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: Collec
 
 
 def _scan_part(
-    run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: frozenset[int], index: int
+    run: Run, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: frozenset[Key], index: int
 ) -> Scan:
     table = run.read_part(index, OF_IMAGE + OF_MAP + MEANT)
     result = scan_table(table, grid, means, wanted)
@@ -135,7 +137,7 @@ def _scan_part(
 
 
 def scan_table(
-    table: pa.Table, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: Collection[int]
+    table: pa.Table, grid: Grid, means: Mapping[int, NDArray[Any]], wanted: Collection[Key]
 ) -> Scan:
     """What the rows of one part add."""
     result = Scan()
@@ -166,8 +168,12 @@ def scan_table(
             [show(int(i)) for i in least],
         )
     if wanted:
-        rows = explained["row"].to_numpy()
-        for place in np.flatnonzero(np.isin(rows, list(wanted))):
+        rows, ranks = explained["row"].to_numpy(), explained["target_rank"].to_numpy()
+        found = np.isin(rows, list({row for row, _ in wanted}))
+        # Of an image's many targets that one alone that is asked for, or the first.
+        for place in np.flatnonzero(found):
+            if ranks[place] and (int(rows[place]), int(targets[place])) not in wanted:
+                continue
             result.wanted[int(rows[place]), int(targets[place])] = show(int(place))
     return result
 

@@ -46,11 +46,11 @@ def test_a_map_that_is_constant_agrees_with_nothing():
 
 
 def test_however_the_rows_are_cut_the_scan_is_the_same(table, means, run):
-    whole = scan_table(table, GRID, means, {3, 40})
+    whole = scan_table(table, GRID, means, {(3, 0), (40, 1)})
     cut = Scan()
     for start in range(0, len(table), 7):
-        cut.add(scan_table(table.slice(start, 7), GRID, means, {3, 40}))
-    read = scan(run, GRID, means, {3, 40})
+        cut.add(scan_table(table.slice(start, 7), GRID, means, {(3, 0), (40, 1)}))
+    read = scan(run, GRID, means, {(3, 0), (40, 1)})
     for other in (cut, read):
         assert other.pairs == whole.pairs
         assert other.names == whole.names
@@ -147,3 +147,26 @@ def test_no_map_is_among_those_that_agree_most_and_least(maps, most, least):
     of_class = OfClass(maps, np.zeros(4), images[:EXEMPLARS], images[::-1][:EXEMPLARS])
     shown = of_class.exemplars(EXEMPLARS)
     assert [[image.row for image in group] for group in shown] == [most, least]
+
+
+def test_of_many_targets_the_first_and_the_one_that_is_asked_for_are_kept(run, means):
+    table = synthetic(run, range(3), 3)
+    of_image = [table]
+    for rank in (1, 2):
+        for name, values in (
+            ("target", (table["target"].to_numpy() + rank) % 3),
+            ("target_rank", np.full(3, rank)),
+        ):
+            field = table.schema.field(name)
+            place = table.schema.get_field_index(name)
+            column = pa.array(values).cast(field.type)
+            base = of_image[-1] if name == "target_rank" else table
+            changed = base.set_column(place, field, column)
+            if name == "target":
+                of_image.append(changed)
+            else:
+                of_image[-1] = changed
+    first = table["target"].to_pylist()
+    asked = (1, (first[1] + 2) % 3)
+    found = scan_table(pa.concat_tables(of_image), GRID, means, {asked})
+    assert set(found.wanted) == {(1, first[1]), asked}
