@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page
 from rich.console import Console
@@ -515,3 +516,15 @@ def audited(make_audited: Callable[[str], AuditedRun]) -> AuditedRun:
 def audited_top(make_audited: Callable[[str], AuditedRun]) -> AuditedRun:
     """Three maps an image; tests leave it as it is."""
     return make_audited("top:3")
+
+
+@pytest.fixture(scope="session")
+def barriers() -> Callable[[Page], list[tuple[str, str]]]:
+    """What axe finds on a page that is serious or critical: the rule, and the first place."""
+
+    def found(page: Page) -> list[tuple[str, str]]:
+        violations = Axe().run(page).response["violations"]
+        serious = [each for each in violations if each["impact"] in ("serious", "critical")]
+        return [(each["id"], each["nodes"][0]["html"]) for each in serious]
+
+    return found

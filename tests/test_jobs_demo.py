@@ -118,7 +118,7 @@ def test_the_demo_writes_to_s3_too(ray_address, monkeypatch, s3, tmp_path):
     assert len(s3.location("demo/class_heatmaps").names()) == summary["classes_explained"] > 1
 
 
-def test_the_demos_report_shows_both_plants_first(demonstration, opened, shot):
+def test_the_demos_report_shows_both_plants_first(demonstration, opened, shot, barriers):
     assert f"{demonstration.out}/report.html: 8 classes, with audit" in demonstration.told
     page = opened(Path(demonstration.out) / "report.html")
     found = page.locator(".card h3 bdi").all_inner_texts()
@@ -126,4 +126,5 @@ def test_the_demos_report_shows_both_plants_first(demonstration, opened, shot):
     assert page.locator(".card .badge").all_inner_texts() == ["shortcut"] * 2
     assert page.locator("#clean li").count() == 6
     page.locator("#table .open", has_text=pictures.WATERMARKED).click()
+    assert not barriers(page)
     shot(page, "demo")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import expect
 from rich.console import Console
@@ -168,13 +167,11 @@ def test_a_finding_shows_its_evidence_and_a_picture_at_its_own_size(opened, writ
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_serious_barrier(opened, written, theme, shot):
+def test_no_serious_barrier(opened, written, theme, shot, barriers):
     page = opened(written)
     page.locator("#theme").select_option(theme)
     page.locator("#table tbody .open").first.click()
-    found = Axe().run(page).response["violations"]
-    serious = [each for each in found if each["impact"] in ("serious", "critical")]
-    assert not serious, [(each["id"], each["nodes"][0]["html"]) for each in serious]
+    assert not barriers(page)
     shot(page, f"report-{theme}")
 
 
@@ -341,7 +338,7 @@ def test_an_audit_of_other_parts_is_not_told(run):
     assert run.read_summary() == summary
 
 
-def test_what_changed_since_the_run_before_is_told(opened, run, tmp_path, shot):
+def test_what_changed_since_the_run_before_is_told(opened, run, tmp_path, shot, barriers):
     other = make_run(Location(str(tmp_path / "after")), NAMES[:3], 40, 1)
     request = Request(other.root.url, against=run.root.url)
     code, _ = told(request)
@@ -361,6 +358,7 @@ def test_what_changed_since_the_run_before_is_told(opened, run, tmp_path, shot):
     before, after = comparison.a.audit, comparison.b.audit
     assert f"Of the last complete audits: {before} before, {after} after." in told_of
     assert f"{len(comparison.untested)} classes had a verdict before and have none now" in told_of
+    assert not barriers(compared.page)
     shot(compared.page, "compared")
 
 
