@@ -1,8 +1,8 @@
 """Metrics of runs, through Ray to Prometheus: each named once here, and what it counts.
 
 Ray exports them on every node's metrics port, with `ray_` before and, of counters, `_total` behind
-the name, and adds tags of its own (NodeAddress, WorkerId, SessionName, ...). Where no agent of Ray
-listens, they go nowhere and cost microseconds.
+the name, and adds tags of its own (NodeAddress, WorkerId, SessionName, ...).
+To tell one costs microseconds.
 """
 
 from functools import cache

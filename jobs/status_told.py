@@ -61,7 +61,7 @@ def _rows(found: Status) -> Iterator[tuple[str, str]]:
     if found.attempt > 1:
         yield "starts", f"{found.attempt} drivers so far"
     if pace := _pace(found):
-        yield "pace", ", ".join(pace)
+        yield "pace", ", ".join(pace).removeprefix("pace ")
     if found.last_part is not None:
         yield "last part", _last_part(found)
     if found.statuses is not None:
@@ -102,8 +102,9 @@ def _driver(driver: Driver) -> str:
 
 def _last_part(found: Status) -> str:
     ago = found.seconds_since_last_part
-    told = f"{found.last_part}"
-    return told if ago is None else f"{told}, {duration(ago)} before the driver was heard of"
+    told = str(found.last_part)
+    # Under a second, or after the driver was last heard of: then it says nothing of a standstill.
+    return f"{told}, {duration(ago)} before the driver was heard of" if ago and ago >= 1 else told
 
 
 def _errors(errors: Mapping[str, int]) -> Iterator[str]:

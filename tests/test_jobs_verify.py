@@ -262,7 +262,7 @@ def test_without_the_manifest_parts_must_follow_each_other(run):
     run.manifest.delete()
     rewrite(run, 1, lambda part: part.slice(1))
     told = problems(run)
-    assert "explanations/part-00000001.parquet begins with row 17; 16 is the next" in told[1]
+    assert "explanations/part-00000001.parquet begins with row 17; 16 is the next" in told[2]
     run.part(3).delete()
     assert "the parts end before row 48; run.json has 60 rows" in problems(run)
 
