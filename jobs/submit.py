@@ -18,6 +18,11 @@ from jobs.submission import KnownJob, Submission, free_id, running
 from jobs.working_dir import packed
 
 ADDRESSES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+TALKATIVE = (
+    "ray._private.runtime_env.packaging",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
 # Of two that submit at once the cluster takes one, and the other looks again.
 TRIES = 3
 
@@ -86,8 +91,8 @@ def connect(address: str) -> JobSubmissionClient:
     check_reachable(f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}")
     # Ray's client takes what the environment says before what it is told.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
-    for name in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     return JobSubmissionClient(address)
 
 
