@@ -95,7 +95,7 @@ def _ended(job: Followed, patience: float) -> JobDetails | None:
                 return details
             lost_since = None
         except OUT_OF_REACH as error:
-            if "status code 404" in str(error):
+            if _is_unknown(error):
                 job.console.print(
                     f"the cluster does not know {job.id} any more, as after a restart of its head; "
                     "the same command does the rest",
@@ -119,6 +119,11 @@ def _ended(job: Followed, patience: float) -> JobDetails | None:
                 )
                 return None
         time.sleep(PAUSE_SECONDS)
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether the cluster answers, and says that it has no such job."""
+    return getattr(error, "status", None) == 404 or "status code 404" in str(error)
 
 
 def tell_end(details: JobDetails, job_id: str, console: Console) -> None:

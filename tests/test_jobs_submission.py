@@ -11,6 +11,7 @@ from typing import get_args, get_type_hints
 import pytest
 from ray.job_submission import JobDetails
 
+from benchmarks.weed import free_ports
 from jobs.cli import AnyCommand, Submit, parse
 from jobs.config import ConfigurationError, Exit
 from jobs.follow import exit_code
@@ -193,3 +194,52 @@ def test_a_jobs_exit_code_is_its_own(status, code, expected):
         type="SUBMISSION", status=status, entrypoint="python", driver_exit_code=code
     )
     assert exit_code(details) == expected
+
+
+def saliency(*words: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "submit", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=kept | environment,
+    )
+
+
+JOB = ("--", *EXPLAIN, "--out", "s3://b/run")
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ([], "such as http://head:8265; got none"),
+        (["--address", "ray://head:10001"], "such as http://head:8265; got ray://head:10001"),
+        (["--address", "head:6379"], "such as http://head:8265; got head:6379"),
+        (["--address", "http://me:hunter2@head:8265"], "--address has a password or a query"),
+    ],
+)
+def test_an_address_is_the_url_of_a_dashboard(address, told):
+    answer = saliency(*address, *JOB)
+    assert answer.returncode == 2
+    assert told in answer.stdout
+    assert "hunter2" not in answer.stdout + answer.stderr
+
+
+def test_a_cluster_that_is_not_there_exits_1_whatever_the_environment_says():
+    (port, other) = free_ports(2)
+    for environment in ({}, {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{other}"}):
+        answer = saliency("--address", f"http://127.0.0.1:{port}", *JOB, **environment)
+        assert answer.returncode == 1
+        assert f"cannot submit to http://127.0.0.1:{port}: " in answer.stdout
+        assert "Traceback" not in answer.stderr
+    named = saliency(*JOB, RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{other}")
+    assert f"cannot submit to http://127.0.0.1:{other}: " in named.stdout
+
+
+def test_a_command_that_does_not_parse_is_not_submitted():
+    address = ("--address", "http://127.0.0.1:9")
+    assert saliency(*address, "--", "explain", "--block", "last").returncode == 2
+    twice = saliency(*address, "--", "submit", *address, *JOB)
+    assert twice.returncode == 2
+    assert "behind -- stands the command itself" in twice.stdout

@@ -1,5 +1,6 @@
 """Submitted to a real head with a dashboard and a real S3 server: followed, stopped, resumed."""
 
+import io
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks.weed import free_ports
 from storage.locations import Location
@@ -222,6 +224,30 @@ def wire_to(address: str) -> Iterator[Wire]:
         listener.shutdown(socket.SHUT_RDWR)
     for end in wire.sockets:
         end.close()
+
+
+# Of how Ray's client calls aiohttp.
+@pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
+def test_a_job_that_is_unknown_and_a_cluster_that_is_gone_end_the_following(head):
+    from ray.job_submission import JobSubmissionClient
+
+    from jobs.follow import follow
+    from jobs.submit import tell_version
+
+    client, console = JobSubmissionClient(head), Console(file=io.StringIO(), width=200)
+    assert follow(client, "saliency-verify-none", console) == 1
+    assert "the cluster does not know saliency-verify-none any more" in console.file.getvalue()
+    with wire_to(head) as wire:
+        client = JobSubmissionClient(f"http://127.0.0.1:{wire.port}")
+        wire.cut()
+        assert follow(client, "saliency-verify-none", console, patience=2.0) == 1
+    assert "out of reach for 2 s: saliency-verify-none may still be at" in console.file.getvalue()
+
+    tell_version(client, console)
+    assert "the cluster has Ray" not in console.file.getvalue()
+    client._server_ray_version = "2.9.0"
+    tell_version(client, console)
+    assert "the cluster has Ray 2.9.0, and this program is tested with" in console.file.getvalue()
 
 
 @contextmanager
