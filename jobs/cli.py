@@ -5,7 +5,7 @@ import os
 import secrets
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -156,6 +156,23 @@ class Compare:
     """JSON file of fsspec options for writing."""
 
 
+@dataclass(frozen=True)
+class Submit:
+    """Have a Ray cluster run any of the other commands, given behind -- (docs/clusters.md)."""
+
+    command: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="-- COMMAND...", help_behavior_hint="(explain --images s3://...)"),
+    ]
+    """A command and its options; what it reads and writes lies where the cluster reaches it."""
+    address: str | None = None
+    """Url of the cluster's dashboard, such as http://head:8265. Default: RAY_API_SERVER_ADDRESS, or
+    RAY_ADDRESS."""
+    follow: bool = False
+    """Tell the job's log as it comes, and exit with its exit code."""
+
+
 AnyCommand = (
     ExplainConfig
     | AuditConfig
@@ -167,6 +184,7 @@ AnyCommand = (
     | Verify
     | Show
     | Compare
+    | Submit
 )
 Command = (
     Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
@@ -179,29 +197,37 @@ Command = (
     | Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Submit, tyro.conf.subcommand("submit")]
 )
 
 
 def main() -> None:
     """Run one sub-command and exit with its code."""
     logging.basicConfig(level=logging.WARNING)
+    sys.exit(run(parse(sys.argv[1:])))
+
+
+def parse(arguments: Sequence[str]) -> AnyCommand:
+    """A command line; one that does not parse is told, and ends this process with code 2."""
     command: AnyCommand = tyro.cli(
         Command,
+        args=arguments,
         prog="saliency",
         description="Explain every image of a dataset, and see where a vision transformer looks.",
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    sys.exit(run(command))
+    return command
 
 
-def run(command: AnyCommand) -> Exit:
+def run(command: AnyCommand) -> int:
     """Run a parsed command; what its user can mend is told in a line a problem."""
     console = Terminal(highlight=False, soft_wrap=True, emoji=False)  # of which :-1: is one
-    set_ray_environment(
-        command.execution.address
-        if isinstance(command, ExplainConfig | AuditConfig | EvaluateConfig)
-        else None
-    )
+    if not isinstance(command, Submit):  # which talks to another's cluster and starts none
+        set_ray_environment(
+            command.execution.address
+            if isinstance(command, ExplainConfig | AuditConfig | EvaluateConfig)
+            else None
+        )
     from storage.lease import RunHeld
     from storage.locations import StorageUnavailable
     from storage.manifests import NothingNew
@@ -269,6 +295,17 @@ def _compare(command: Compare, console: Console) -> Exit:
     return compare(Request(**asdict(command)), console)
 
 
+def _submit(command: Submit, console: Console) -> int:
+    config = parse(command.command)
+    if isinstance(config, Submit):
+        raise ConfigurationError(["submit: behind -- stands the command itself, as explain ..."])
+    from jobs.submission import Submission
+    from jobs.submit import Request, submit
+
+    submission = Submission(command.command, config)
+    return submit(Request(submission, command.address, command.follow), console)
+
+
 def _audit(command: AuditConfig, console: Console) -> Exit:
     from jobs.audit import audit
 
@@ -288,7 +325,7 @@ def _explain(command: ExplainConfig, console: Console) -> Exit:
 
 
 # What each command does; nothing that it needs is imported before it is asked for.
-STARTS: dict[type[AnyCommand], Callable[[Any, Console], Exit]] = {
+STARTS: dict[type[AnyCommand], Callable[[Any, Console], int]] = {
     Demo: _demo,
     Export: _export,
     Report: _report,
@@ -296,6 +333,7 @@ STARTS: dict[type[AnyCommand], Callable[[Any, Console], Exit]] = {
     Verify: _verify,
     Show: _show,
     Compare: _compare,
+    Submit: _submit,
     AuditConfig: _audit,
     EvaluateConfig: _evaluate,
     ExplainConfig: _explain,

@@ -90,7 +90,8 @@ def connect(address: str | None) -> None:
             log_to_driver=False,
             _system_config=None if address else OWN_CLUSTER,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    # Besides these three Ray raises Exception itself, where a node does not start in time.
+    except Exception as error:
         where = f"connect to the Ray cluster at {address}" if address else "start Ray"
         raise ClusterError(f"cannot {where}: {error}") from error
 

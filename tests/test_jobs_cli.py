@@ -32,6 +32,7 @@ def saliency(*arguments: str) -> subprocess.CompletedProcess:
         ["show"],
         ["compare"],
         ["verify"],
+        ["submit"],
     ],
 )
 def test_help_is_quick_and_loads_neither_torch_nor_ray(arguments):

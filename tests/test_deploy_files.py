@@ -1,0 +1,231 @@
+"""The files that launch clusters: valid by what can be asked of them here, and of one version.
+
+None was launched. KubeRay's published schema is in no package of the registries, so the fields of a
+RayJob are held against the table below, which was written after KubeRay's API (v1, 2025); the pods
+and the account in it are held against Kubernetes' own published schema.
+"""
+
+import copy
+import json
+import os
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from jobs.cli import parse
+from jobs.config import ExplainConfig
+from jobs.submission import Submission
+
+ROOT = Path(__file__).resolve().parents[1]
+DEPLOY = ROOT / "deploy"
+KUBERNETES = "1.37"
+
+
+def closed(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+COUNT = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+TEXT, FLAG, OBJECT = {"type": "string"}, {"type": "boolean"}, {"type": "object"}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+MODES = {"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]}
+HEAD = closed(["rayStartParams", "template"], rayStartParams=TEXTS, template=OBJECT)
+WORKERS = closed(
+    ["groupName", "maxReplicas", "minReplicas", "rayStartParams", "template"],
+    groupName=TEXT,
+    replicas=COUNT,
+    minReplicas=COUNT,
+    maxReplicas=COUNT,
+    rayStartParams=TEXTS,
+    template=OBJECT,
+)
+CLUSTER = closed(
+    ["headGroupSpec"],
+    rayVersion=TEXT,
+    enableInTreeAutoscaling=FLAG,
+    autoscalerOptions=closed([], idleTimeoutSeconds=COUNT, resources=OBJECT),
+    headGroupSpec=HEAD,
+    workerGroupSpecs={"type": "array", "items": WORKERS},
+)
+RAY_JOB = closed(
+    ["apiVersion", "kind", "metadata", "spec"],
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=OBJECT,
+    spec=closed(
+        [],
+        entrypoint=TEXT,
+        backoffLimit=COUNT,
+        submissionMode=MODES,
+        submitterConfig=closed([], backoffLimit=COUNT),
+        shutdownAfterJobFinishes=FLAG,
+        ttlSecondsAfterFinished=COUNT,
+        activeDeadlineSeconds=COUNT,
+        rayClusterSpec=CLUSTER,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def pinned() -> dict[str, str]:
+    """The versions of what the program needs, by name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pairs = [requirement.split("==") for requirement in project["dependencies"]]
+    return {name.partition("[")[0]: version for name, version in pairs}
+
+
+@pytest.fixture(scope="module")
+def launcher() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def kubernetes() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The account and the RayJob."""
+    account, job = yaml.safe_load_all((DEPLOY / "kuberay-rayjob.yaml").read_text())
+    return account, job
+
+
+def check_launcher(config: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(copy.deepcopy(config)))
+
+
+def test_rays_own_schema_code_accepts_the_launcher_file_and_refuses_a_wrong_one(launcher):
+    check_launcher(launcher)
+    wrong = copy.deepcopy(launcher)
+    wrong["available_node_types"]["gpu"]["max_worker"] = 8
+    with pytest.raises(jsonschema.ValidationError, match="max_worker"):
+        check_launcher(wrong)
+
+
+def test_the_launcher_has_spot_gpus_decoders_roles_and_no_keys(launcher):
+    types = launcher["available_node_types"]
+    assert types[launcher["head_node_type"]]["resources"] == {"CPU": 0}
+    assert set(types) == {"head", "gpu", "decode"}
+    for name in ("gpu", "decode"):
+        assert types[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+        assert types[name]["min_workers"] == 0
+    assert launcher["max_workers"] == sum(
+        types[name]["max_workers"] for name in types if name != "head"
+    )
+    profiles = {kind["node_config"]["IamInstanceProfile"]["Name"] for kind in types.values()}
+    assert profiles == {"saliency"}
+    assert "InstanceProfileName: saliency\n" in (DEPLOY / "aws-role.yaml").read_text()
+    for mounted in launcher["file_mounts"].values():
+        assert (ROOT / mounted).is_file()
+    assert not re.search(r"AKIA|secret|aws_access", (ROOT / "cluster.yaml").read_text())
+
+
+def test_images_and_ray_are_of_the_version_that_is_tested(launcher, kubernetes, pinned):
+    image = f"rayproject/ray:{pinned['ray']}-py311-gpu"
+    assert launcher["docker"]["image"] == image
+    assert f"\nFROM {image}\n" in (DEPLOY / "Dockerfile").read_text()
+    assert kubernetes[1]["spec"]["rayClusterSpec"]["rayVersion"] == pinned["ray"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for template in pod_templates(kubernetes[1]):
+        (container,) = template["spec"]["containers"]
+        assert container["image"] == f"REGISTRY/saliency-jobs:{version}"
+
+
+def pod_templates(job: dict[str, Any]) -> list[dict[str, Any]]:
+    cluster = job["spec"]["rayClusterSpec"]
+    return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+def as_pod(template: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **template}
+
+
+def test_the_rayjob_has_only_fields_of_the_api_and_pods_that_kubernetes_knows(kubernetes):
+    account, job = kubernetes
+    jsonschema.validate(job, RAY_JOB)
+    kubernetes_validate.validate(account, KUBERNETES, strict=True)
+    for template in pod_templates(job):
+        kubernetes_validate.validate(as_pod(template), KUBERNETES, strict=True)
+        assert template["spec"]["serviceAccountName"] == account["metadata"]["name"]
+    wrong = copy.deepcopy(job)
+    wrong["spec"]["backofLimit"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="backofLimit"):
+        jsonschema.validate(wrong, RAY_JOB)
+    pod = as_pod(copy.deepcopy(pod_templates(job)[0]))
+    pod["spec"]["serviceAcountName"] = "a"
+    with pytest.raises(kubernetes_validate.ValidationError, match="serviceAcountName"):
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_a_gpu_pod_asks_for_one_gpu_and_a_decoding_one_for_none(kubernetes):
+    gpu, decode = kubernetes[1]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = [
+        group["template"]["spec"]["containers"][0]["resources"]["limits"] for group in (gpu, decode)
+    ]
+    assert [limit.get("nvidia.com/gpu") for limit in limits] == ["1", None]
+
+
+def test_the_rayjobs_command_is_one_that_could_be_submitted(kubernetes):
+    shell, script, *words = shlex.split(kubernetes[1]["spec"]["entrypoint"])
+    assert (shell, Path(script).name) == ("sh", "rayjob.sh")
+    assert (
+        f"COPY --chown=ray:users deploy/{Path(script).name}" in (DEPLOY / "Dockerfile").read_text()
+    )
+    config = parse(words)
+    assert isinstance(config, ExplainConfig)
+    Submission(tuple(words), config).check()
+    # A cluster that begins without machines: what is asked for is what brings them.
+    assert config.execution.device == "cuda"
+    gpus = kubernetes[1]["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplicas"]
+    assert config.execution.replicas == gpus
+
+
+@pytest.mark.parametrize(
+    ("code", "left"),
+    [(0, 0), (1, 1), (5, 5), (130, 130), (137, 137), (143, 143), (2, 0), (3, 0), (4, 0), (70, 0)],
+)
+def test_a_rayjob_tries_again_what_may_end_otherwise(tmp_path, code, left):
+    (tmp_path / "python").write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" > "{tmp_path}/words"\nexit {code}\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    words = ["explain", "--where", "label = 'a b'; echo $HOME"]
+    answer = subprocess.run(
+        ["sh", DEPLOY / "rayjob.sh", *words],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == left
+    assert (f"exit code {code}, which another try would end with too" in answer.stdout) == (
+        code != left
+    )
+    assert (tmp_path / "words").read_text().splitlines() == ["-m", "jobs.cli", *words]
+
+
+def test_no_file_names_a_registry_or_this_machine():
+    for path in [ROOT / "cluster.yaml", *DEPLOY.iterdir()]:
+        assert not re.search(r"/work/|/tmp/|--index|extra-index", path.read_text()), path
+
+
+def test_the_role_is_of_one_bucket():
+    class Tags(yaml.SafeLoader):
+        """CloudFormation's own tags, as texts."""
+
+    Tags.add_multi_constructor("!", lambda loader, _, node: loader.construct_scalar(node))
+    role = yaml.load((DEPLOY / "aws-role.yaml").read_text(), Tags)["Resources"]["Role"]
+    statements = json.dumps(role["Properties"]["Policies"])
+    assert "${Bucket}" in statements
+    assert "s3:*" not in statements
