@@ -265,7 +265,6 @@ def following(address: str, words: tuple[str, ...], log: Path) -> Iterator[subpr
         process.wait()
 
 
-@pytest.mark.timeout(1500)  # several jobs, one after the other
 def test_one_that_is_followed_lost_left_and_stopped_is_resumed_by_the_same_command(
     head, work, rows_of, tmp_path
 ):
