@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 
-from jobs.verify import Request, verify
+from jobs.commands import VerifyConfig
+from jobs.verify import verify
 from storage.locations import Location
 
 OWN = re.compile(r"attempts/\d+\.json|lease/\d+\.json|breadcrumbs/\d+\.json|\.writable-[0-9a-f]+")
@@ -67,7 +68,7 @@ def compare(reference: Objects, root: Location, storage: Path) -> Comparison:
     problems = [f"{name} is torn" for name in found.torn]
     problems += _odd_objects(reference, found)
     console = Console(file=io.StringIO(), width=300)
-    if verify(Request(root.url, str(storage)), console) != 0:
+    if verify(VerifyConfig(root.url, str(storage)), console) != 0:
         problems.append(f"saliency verify: {console.file.getvalue()}")  # type: ignore[attr-defined]
     return Comparison(
         lost=len(wanted.keys() - keys.keys()),

@@ -1,17 +1,15 @@
 """`saliency compare`: what changed from one run to another; needs neither torch nor Ray."""
 
-import signal
 import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 from rich.console import Console
 
+from jobs.commands import CompareConfig
 from jobs.compare_classes import ClassKeys, compare_classes, draw
 from jobs.compare_findings import FindingsCompared, compare_findings
 from jobs.compare_told import failed_by, remarks, tell, tell_json, written
@@ -19,33 +17,18 @@ from jobs.comparison import Comparison, Setting, Side, StatusChange, accuracy_of
 from jobs.config import ConfigurationError, Exit
 from jobs.map_sample import MapSample
 from jobs.options import check_writable, read_options
-from jobs.progress import LINE_SECONDS
-from jobs.signals import Signals
+from jobs.progress import Advance, counted, row_progress
+from jobs.signals import terminable
 from storage import comparisons
 from storage.audits import Audit, chosen_audit
 from storage.locations import CredentialsRefused, Location, WriteRefused
 from storage.pairs import Join, Pairs
-from storage.parts import Parts, PartsDamaged
+from storage.parts import Parts, PartsDamaged, changed_since
 from storage.runs import NotARun, Run, finished_summary, open_run, unequal
 from storage.trust import named
 
 READERS = 8  # of each run
 ROWS_AHEAD = 65_536  # that the readers of a run hold together, about
-Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which runs are compared, and what is made of it; storages are JSON files of options."""
-
-    run_a: str
-    run_b: str
-    out: str | None = None
-    json: bool = False
-    fail_on: str | None = None
-    input_storage: str | None = None
-    input_storage_b: str | None = None
-    output_storage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,18 +41,18 @@ class Subject:
     side: Side
 
 
-def compare(request: Request, console: Console) -> Exit:
+def compare(config: CompareConfig, console: Console) -> Exit:
     """Compare two finished runs and tell what changed.
 
-    Raises ConfigurationError with all that is wrong with the request, and for runs that share no
+    Raises ConfigurationError with all that is wrong with the config, and for runs that share no
     image; StorageUnavailable where a store fails or the temporary folder is full.
     """
     problems: list[str] = []
-    storage_b = request.input_storage_b or request.input_storage
-    a = _subject("RUN_A", request.run_a, request.input_storage, problems)
-    b = _subject("RUN_B", request.run_b, storage_b, problems)
-    out = None if request.out is None else _place(request, problems)
-    if request.fail_on is not None:
+    storage_b = config.input_storage_b or config.input_storage
+    a = _subject("RUN_A", config.run_a, config.input_storage, problems)
+    b = _subject("RUN_B", config.run_b, storage_b, problems)
+    out = None if config.out is None else _place(config, problems)
+    if config.fail_on is not None:
         problems += [
             f"--fail-on: {subject.run.root} has no finished audit of its rows; run `saliency audit "
             f"{subject.run.root}` first"
@@ -78,16 +61,21 @@ def compare(request: Request, console: Console) -> Exit:
         ]
     if problems or a is None or b is None:
         raise ConfigurationError(problems)
-    quiet = Console(quiet=True) if request.json else console
-    with terminable(), _compared(a, b, _lines(quiet, a, b)) as (comparison, pairs):
+    quiet = Console(quiet=True) if config.json else console
+    rows = a.side.rows + b.side.rows
+    with (
+        terminable(),
+        row_progress(quiet, "read", rows) as advance,
+        _compared(a, b, advance) as (comparison, pairs),
+    ):
         if out is not None:
             joined = pairs.read(comparisons.rows().names, comparisons.ROWS_OF_A_FILE)
             comparisons.write(out, joined, *written(comparison))
-    if request.json:
+    if config.json:
         tell_json(console, comparison)
     else:
         tell(console, comparison, out)
-    return failed_by(comparison) if request.fail_on is not None else Exit.COMPLETE
+    return failed_by(comparison) if config.fail_on is not None else Exit.COMPLETE
 
 
 def compare_runs(a: Run, b: Run) -> Comparison:
@@ -146,9 +134,9 @@ def _side(run: Run, summary: dict[str, Any], audit: Audit | None) -> Side:
     )
 
 
-def _place(request: Request, problems: list[str]) -> Location | None:
+def _place(config: CompareConfig, problems: list[str]) -> Location | None:
     try:
-        out = named(request.out or "", read_options(request.output_storage))
+        out = named(config.out or "", read_options(config.output_storage))
         comparisons.check_empty(out)
         check_writable(out)
         return out
@@ -219,51 +207,15 @@ def _read(a: Subject, b: Subject, pairs: Pairs, sample: MapSample, advance: Adva
     ]
     try:
         with closing(streams[0]), closing(streams[1]):
-            counted = [_counted(stream, advance) for stream in streams]
-            for rows in pairs.joined(*counted):
+            passing = [counted(stream, advance) for stream in streams]
+            for rows in pairs.joined(*passing):
                 pairs.keep(draw(rows, sample, pairs.join))
     except PartsDamaged as error:
         raise ConfigurationError([str(error)]) from error
     changed = [
-        f"{name}: the parts of {subject.run.root} have the digest {part.digest}, its summary.json "
-        f"has {subject.summary['parts_digest']}: parts came, went or changed since it was finished"
+        f"{name}: {changed_since(subject.run.root, part.digest, subject.summary['parts_digest'])}"
         for name, subject, part in zip(("RUN_A", "RUN_B"), (a, b), parts, strict=True)
         if part.digest != subject.summary["parts_digest"]
     ]
     if changed:
         raise ConfigurationError(changed)
-
-
-def _counted(tables: Iterator[pa.Table], advance: Advance) -> Iterator[pa.Table]:
-    for table in tables:
-        yield table
-        advance(len(table))
-
-
-def _lines(console: Console, a: Subject, b: Subject) -> Advance:
-    """Counts rows: a plain line every ten seconds."""
-    total, done, last_line = a.side.rows + b.side.rows, 0, time.monotonic()
-
-    def advance(rows: int) -> None:
-        nonlocal done, last_line
-        done += rows
-        if time.monotonic() - last_line >= LINE_SECONDS:
-            last_line = time.monotonic()
-            console.print(f"read: {done} rows of {total} images")
-
-    return advance
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Signals as SystemExit and KeyboardInterrupt, so that the temporary folder is removed."""
-    signals = Signals()
-    try:
-        with signals.caught():
-            yield
-    except BaseException:  # DuckDB has exceptions of its own for a query that a signal ends
-        if signals.received == signal.SIGTERM:
-            raise SystemExit(Exit.TERMINATED) from None
-        if signals.received is not None:
-            raise KeyboardInterrupt from None
-        raise

@@ -12,6 +12,7 @@ from jobs import heatmaps, pictures
 from jobs.aggregate import read_means
 from jobs.audit import audit
 from jobs.cluster import connected
+from jobs.commands import ReportConfig
 from jobs.config import (
     AuditConfig,
     ConfigurationError,
@@ -25,7 +26,7 @@ from jobs.explain import explain
 from jobs.findings import Report
 from jobs.options import read_options
 from jobs.prepare import INPUT_ERRORS
-from jobs.report import Request, report
+from jobs.report import report
 from storage.locations import Location
 from storage.runs import open_run
 from storage.schema import grid_of
@@ -70,7 +71,7 @@ def demo(out: str, images: int, output_storage: str | None, console: Console) ->
             console,
         )
     compare_with_plants(audited.report, console)
-    report(Request(out, input_storage=output_storage, output_storage=output_storage), console)
+    report(ReportConfig(out, input_storage=output_storage, output_storage=output_storage), console)
     return audited.code
 
 

@@ -79,7 +79,7 @@ def _placed(
     exported: Exported, copies: Copies, images: Sequence[Rows]
 ) -> tuple[list[tuple[Rows, str]], list[CreatedFile]]:
     """Images with their place, below the export or elsewhere; and the copies that were made."""
-    if exported.request.images == "refer":
+    if exported.config.images == "refer":
         return [(rows, str(rows[0]["uri"])) for rows in images], []
 
     def copy(file: tuple[str, bytes]) -> CreatedFile:

@@ -125,7 +125,7 @@ def _tables(exported: Exported, copies: Copies, console: Console) -> Iterator[pa
 
 def _with_images(table: pa.Table, exported: Exported, copies: Copies) -> Iterator[pa.Table]:
     """The same rows with their images, some at a time; those that failed have none."""
-    if exported.request.images == "refer":
+    if exported.config.images == "refer":
         yield table.set_column(0, "image", _referred(table))
         return
     for start in range(0, len(table), GROUP_ROWS):

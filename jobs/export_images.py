@@ -57,7 +57,7 @@ class Copies:
 
 def refuse_inner_images(exported: Exported) -> None:
     """Raise ExportError where images have no uri of their own, and are to be referred to."""
-    if exported.request.images == "refer" and exported.finished.source.places:
+    if exported.config.images == "refer" and exported.finished.source.places:
         raise ExportError(
             "--images refer: the images of this run lie within other files (tar or Parquet), so "
             "they have no url of their own: give --images copy"

@@ -12,10 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError, Exit
-from jobs.export_plan import OF_OUT, OF_RUN, Request, place
-from jobs.export_rows import Advance, counted, progress, readers, refuse_change, terminable
+from jobs.export_plan import OF_OUT, OF_RUN, place
+from jobs.export_rows import readers, refuse_change
 from jobs.options import read_options
+from jobs.progress import Advance, counted, row_progress
+from jobs.signals import terminable
 from storage.exports import Export, ExportedFile, ExportError, entries, layout
 from storage.parts import Parts, PartsDamaged, in_order
 from storage.runs import Run, finished_summary, open_run, part_name
@@ -48,13 +51,13 @@ class Plan:
         return int(self.summary["statuses"].get("ok", 0))
 
 
-def export(request: Request, console: Console) -> Exit:
+def export(config: ExportConfig, console: Console) -> Exit:
     """Write the sorted copy, or the rest of it; one that is complete is left alone.
 
     Raises ConfigurationError for a run that is not finished or has changed, and for a place that
     holds anything else; StorageUnavailable where a store fails or the spill's disk is full.
     """
-    return carry_out(plan_export(request), console)
+    return carry_out(plan_export(config), console)
 
 
 def carry_out(plan: Plan, console: Console) -> Exit:
@@ -72,25 +75,25 @@ def carry_out(plan: Plan, console: Console) -> Exit:
     return Exit.COMPLETE
 
 
-def plan_export(request: Request) -> Plan:
+def plan_export(config: ExportConfig) -> Plan:
     """The run and the place for its copy; raises ConfigurationError with all that is wrong."""
     problems: list[str] = []
     run, summary, out = None, None, None
     try:
-        run = open_run(named(request.run, read_options(request.input_storage)))
+        run = open_run(named(config.run, read_options(config.input_storage)))
         summary = finished_summary(run)
-        if request.audit is not None:
+        if config.audit is not None:
             raise ValueError("--to parquet holds nothing of an audit: leave out --audit")
     except OF_RUN as error:
         problems.append(f"RUN: {error}")
     try:
-        out = place(request, run)
+        out = place(config, run)
     except OF_OUT as error:
         problems.append(f"--out: {error}")
     if problems or run is None or summary is None or out is None:
         raise ConfigurationError(problems)
     rows, columns = run.description["grid"]
-    copy = Export(out, run.id, summary["parts_digest"], request.sort_by, layout((rows, columns)))
+    copy = Export(out, run.id, summary["parts_digest"], config.sort_by, layout((rows, columns)))
     return Plan(run, summary, copy)
 
 
@@ -99,10 +102,13 @@ def _copy(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:
     copy, parts = plan.copy, Parts(plan.run)
     _check_room(plan, folder)
     several = readers(plan.rows, plan.summary["parts"])
-    with closing(parts.read(several)) as tables, progress(console, "read", plan.rows) as advance:
+    with (
+        closing(parts.read(several)) as tables,
+        row_progress(console, "read", plan.rows) as advance,
+    ):
         rows = sort_rows(counted(tables, advance), copy.key, folder, copy.layout.file)
     refuse_change(plan.run.root.shown, parts.digest, copy.parts_digest)
-    with progress(console, "written", rows.rows) as advance:
+    with row_progress(console, "written", rows.rows) as advance:
         return copy.finish(list(_write(copy, rows, parts.metadata, advance)))
 
 

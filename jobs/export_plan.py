@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError
 from jobs.export_findings import Found, find
 from jobs.options import check_writable, read_options
@@ -25,21 +26,6 @@ OF_OUT = (WriteRefused, CredentialsRefused, OSError, ValueError, ImportError)
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is exported to where; the storages are JSON files of fsspec options."""
-
-    run: str
-    out: str
-    sort_by: str = "target"
-    input_storage: str | None = None
-    output_storage: str | None = None
-    to: str = "parquet"
-    audit: str | None = None
-    images: str = "copy"
-    per_class: int = 100
-
-
-@dataclass(frozen=True)
 class Exported:
     """A finished run, what its summary.json says and an audit found, and where all that goes.
 
@@ -50,7 +36,7 @@ class Exported:
     summary: Mapping[str, Any]
     found: Found | None
     folder: ExportFolder
-    request: Request
+    config: ExportConfig
     options: Mapping[str, Any]
 
     @property
@@ -83,13 +69,13 @@ class Exported:
         """The same run with its images. Raises ConfigurationError where its list is gone."""
         from jobs.finished import open_finished  # loads torch, which lists and tables do not need
 
-        storage = self.request.input_storage
-        return open_finished(self.request.run, storage, storage)
+        storage = self.config.input_storage
+        return open_finished(self.config.run, storage, storage)
 
     @property
     def audited(self) -> Found:
         """What was found, for formats that need an audit."""
-        assert self.found is not None, self.request.to
+        assert self.found is not None, self.config.to
         return self.found
 
 
@@ -101,33 +87,33 @@ class Written:
     counts: Mapping[str, int]
 
 
-def plan(request: Request) -> Exported:
+def plan(config: ExportConfig) -> Exported:
     """The run, its audit and the place; raises ConfigurationError with all that is wrong."""
     problems: list[str] = []
     run, summary, found, out = None, None, None, None
     options: Mapping[str, Any] = {}
     try:
-        options = read_options(request.input_storage)
-        run = open_run(named(request.run, options))
+        options = read_options(config.input_storage)
+        run = open_run(named(config.run, options))
         summary = finished_summary(run)
-        found = _found(request, run, summary)
+        found = _found(config, run, summary)
     except OF_RUN as error:
         problems.append(f"RUN: {error}")
-    if request.per_class < 1:
-        problems.append(f"--per-class must be at least 1; got {request.per_class}")
+    if config.per_class < 1:
+        problems.append(f"--per-class must be at least 1; got {config.per_class}")
     try:
-        out = place(request, run)
+        out = place(config, run)
     except OF_OUT as error:
         problems.append(f"--out: {error}")
     if problems or run is None or summary is None or out is None:
         raise ConfigurationError(problems)
-    folder = ExportFolder(out, _identity(request, run, summary, found))
-    return Exported(run, summary, found, folder, request, options)
+    folder = ExportFolder(out, _identity(config, run, summary, found))
+    return Exported(run, summary, found, folder, config, options)
 
 
-def place(request: Request, run: Run | None) -> Location:
+def place(config: ExportConfig, run: Run | None) -> Location:
     """Where the export goes, which can be written to. Raises OF_OUT."""
-    out = named(request.out, read_options(request.output_storage))
+    out = named(config.out, read_options(config.output_storage))
     if run is not None and f"{out.url}/".startswith(f"{run.root.url}/"):
         raise ValueError(f"{out} lies in the run: name a place outside of it")
     entries(out)
@@ -135,30 +121,30 @@ def place(request: Request, run: Run | None) -> Location:
     return out
 
 
-def _found(request: Request, run: Run, summary: Mapping[str, Any]) -> Found | None:
-    if request.to not in NEED_AUDIT + MAY_HAVE_AUDIT:
-        if request.audit is not None:
-            raise ValueError(f"--to {request.to} holds nothing of an audit: leave out --audit")
+def _found(config: ExportConfig, run: Run, summary: Mapping[str, Any]) -> Found | None:
+    if config.to not in NEED_AUDIT + MAY_HAVE_AUDIT:
+        if config.audit is not None:
+            raise ValueError(f"--to {config.to} holds nothing of an audit: leave out --audit")
         return None
-    found = find(run, str(summary["parts_digest"]), request.audit)
-    if found is None and request.to in NEED_AUDIT:
+    found = find(run, str(summary["parts_digest"]), config.audit)
+    if found is None and config.to in NEED_AUDIT:
         raise ValueError(
-            f"{run.root} has no audit of its present parts that has ended, and --to {request.to} "
+            f"{run.root} has no audit of its present parts that has ended, and --to {config.to} "
             "is made of what one found: `saliency audit` it first"
         )
     return found
 
 
 def _identity(
-    request: Request, run: Run, summary: Mapping[str, Any], found: Found | None
+    config: ExportConfig, run: Run, summary: Mapping[str, Any], found: Found | None
 ) -> dict[str, str]:
     """All that changes a file of an export."""
-    said = {"format": request.to, "run": run.id, "parts_digest": str(summary["parts_digest"])}
+    said = {"format": config.to, "run": run.id, "parts_digest": str(summary["parts_digest"])}
     said |= {"audit": "none", "findings": "none"}
     if found is not None:
         said |= {"audit": found.audit, "findings": found.digest}
-    if request.to in ("huggingface", "fiftyone"):
-        said["images"] = request.images
-    if request.to == "virelay":
-        said["per_class"] = str(request.per_class)
+    if config.to in ("huggingface", "fiftyone"):
+        said["images"] = config.images
+    if config.to == "virelay":
+        said["per_class"] = str(config.per_class)
     return said

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from jobs.export_findings import Carrier, Found
 from jobs.export_plan import Exported, Written
-from jobs.export_rows import first_of_images, read_rows, terminable
+from jobs.export_rows import first_of_images, read_rows
 from jobs.export_tables import csv_bytes
+from jobs.signals import terminable
 from storage.export_folders import CreatedFile
 from storage.exports import ExportError
 

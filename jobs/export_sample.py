@@ -21,7 +21,7 @@ def sampled(exported: Exported, console: Console) -> pa.Table:
 
     An image counts for its first target; those with a constant map are left out.
     """
-    most = exported.request.per_class
+    most = exported.config.per_class
     found: list[pa.Table] = []
     for table in read_rows(exported, console):
         images = first_of_images(table)

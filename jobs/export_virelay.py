@@ -80,7 +80,7 @@ def _with_crops(
     if needed > MOST_BYTES:
         raise ExportError(
             f"the crops of {len(images)} images have {needed / 2**30:.1f} GiB, more than "
-            f"{MOST_BYTES / 2**30:.0f}: give a --per-class below {exported.request.per_class}"
+            f"{MOST_BYTES / 2**30:.0f}: give a --per-class below {exported.config.per_class}"
         )
     crops = np.empty((len(images), height, width, 3), np.uint8)
     places: list[int] = []

@@ -1,12 +1,16 @@
 """How far a run is: a live bar on a terminal, a plain line every ten seconds in a log."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
+import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINE_SECONDS = 10.0
+Advance = Callable[[int], None]
 
 
 class RunProgress:
@@ -62,3 +66,37 @@ class RunProgress:
         """Count a shard's images."""
         self.done += images
         self.failed += failed
+
+
+def counted(tables: Iterator[pa.Table], advance: Advance) -> Iterator[pa.Table]:
+    """The same tables; each is counted once the next one is asked for."""
+    for table in tables:
+        yield table
+        advance(table.num_rows)
+
+
+@contextmanager
+def row_progress(console: Console, what: str, total: int) -> Iterator[Advance]:
+    """Counts rows: a live bar on a terminal, a plain line every ten seconds in a log."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task(what, total=total)
+    done, last_line = 0, time.monotonic()
+
+    def advance(rows: int) -> None:
+        nonlocal done, last_line
+        done += rows
+        bar.advance(task, rows)
+        if not console.is_terminal and time.monotonic() - last_line >= LINE_SECONDS:
+            last_line = time.monotonic()
+            console.print(f"{what}: {done} of {total} rows")
+
+    with bar:
+        yield advance

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from jobs.commands import ReportConfig
 from jobs.compare import compare_runs
 from jobs.config import ConfigurationError, Exit
 from jobs.finished import Finished, open_finished
@@ -32,25 +33,11 @@ from jobs.report_pictures import Photo, sheet_url
 from jobs.report_scan import EXEMPLARS, Scan, scan
 from storage.audits import chosen_audit
 from storage.locations import CredentialsRefused, Location, WriteRefused
+from storage.parts import changed_since
 from storage.runs import NotARun, open_run
 from storage.trust import named
 
 Key = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Request:
-    """Of which run and audit the page tells, the run before that it is held against, and where it
-    goes; the storages are JSON files of fsspec options, `input_storage` for images, the other for
-    the runs and the page."""
-
-    run: str
-    out: str | None = None
-    audit: str | None = None
-    against: str | None = None
-    pictures: bool = True
-    input_storage: str | None = None
-    output_storage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,15 +62,15 @@ class Budget:
         )
 
 
-def report(request: Request, console: Console) -> Exit:
+def report(config: ReportConfig, console: Console) -> Exit:
     """Read the run once, draw its pictures and write the page, in place of one before.
 
     Raises ConfigurationError where RUN is not finished or has no such audit; StorageUnavailable.
     """
-    finished = open_finished(request.run, request.input_storage, request.output_storage)
-    place, findings = _checked(request, finished)
-    changes = None if request.against is None else _changes(request, finished)
-    page = replace(compose(finished, findings, request.pictures), changes=changes)
+    finished = open_finished(config.run, config.input_storage, config.output_storage)
+    place, findings = _checked(config, finished)
+    changes = None if config.against is None else _changes(config, finished)
+    page = replace(compose(finished, findings, config.pictures), changes=changes)
     try:
         place.replace(render(page).encode())
     except WriteRefused as error:
@@ -121,19 +108,19 @@ def compose(finished: Finished, findings: Findings | None, pictures: bool) -> Pa
     )
 
 
-def _checked(request: Request, finished: Finished) -> tuple[Location, Findings | None]:
+def _checked(config: ReportConfig, finished: Finished) -> tuple[Location, Findings | None]:
     """Where the page goes, and what it tells. Raises ConfigurationError with all that is wrong."""
     problems: list[str] = []
     place, findings = finished.run.root.child("report.html"), None
     try:
-        if request.out is not None:
-            place = _place(request.out, finished, read_options(request.output_storage))
+        if config.out is not None:
+            place = _place(config.out, finished, read_options(config.output_storage))
         check_writable(place.parent)
     except (WriteRefused, CredentialsRefused, OSError, ValueError, ImportError) as error:
         problems.append(f"--out: {error}")
     try:
         digest = finished.summary["parts_digest"]
-        audit = chosen_audit(finished.run, digest, request.audit)
+        audit = chosen_audit(finished.run, digest, config.audit)
         findings = None if audit is None else Findings.read(audit)
     except (NotARun, FileNotFoundError, ValueError) as error:
         problems.append(f"--audit: {error}")
@@ -153,10 +140,10 @@ def _place(out: str, finished: Finished, options: Mapping[str, Any]) -> Location
     return place
 
 
-def _changes(request: Request, finished: Finished) -> Changes:
+def _changes(config: ReportConfig, finished: Finished) -> Changes:
     """What changed from the run before."""
     try:
-        before = open_run(named(request.against or "", read_options(request.output_storage)))
+        before = open_run(named(config.against or "", read_options(config.output_storage)))
         comparison = compare_runs(before, finished.run)
     except ConfigurationError as error:
         raise ConfigurationError([_as_asked(problem) for problem in error.problems]) from error
@@ -190,12 +177,7 @@ def _check_digest(finished: Finished, metadata: Mapping[bytes, bytes]) -> None:
 def _check_parts(finished: Finished, now: str) -> None:
     then = finished.summary["parts_digest"]
     if now != then:
-        raise ConfigurationError(
-            [
-                f"RUN: the parts of {finished.run.root} have the digest {now}, its summary.json "
-                f"has {then}: parts came, went or changed since the run was finished"
-            ]
-        )
+        raise ConfigurationError([f"RUN: {changed_since(finished.run.root, now, then)}"])
 
 
 def _exemplars(views: Iterable[ClassView], budget: Budget) -> Iterator[tuple[Key, Wanted]]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from explainer.drift import correlations
 from storage import schema
 from storage.parts import in_order
 from storage.runs import Run
@@ -183,14 +184,10 @@ def agreements(
 ) -> NDArray[np.float64]:
     """How each map [n, cells] correlates with its class's mean map; 0 where one is constant, or
     there is no mean."""
-    cells = maps.shape[1]
-    own = np.stack([means.get(target, np.zeros(cells)) for target in targets.tolist()]).reshape(
-        -1, cells
-    )
-    one, other = (each.astype(np.float64) for each in (maps, own))
-    one, other = (each - each.mean(1, keepdims=True) for each in (one, other))
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    return np.asarray((one * other).sum(1) / np.where(norms > 0, norms, np.inf))
+    nothing = np.zeros(maps.shape[1])
+    own = np.stack([nothing, *(means.get(target, nothing) for target in targets.tolist())])[1:]
+    both = (each.astype(np.float64)[:, None] for each in (maps, own))
+    return np.asarray(np.nan_to_num(correlations(*both)))
 
 
 def _note_failures(failed: pa.Table, result: Scan) -> None:

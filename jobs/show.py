@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from rich.console import Console
 
 from explainer.plot import beside
 from explainer.preprocess import Preprocessing, decode, decode_whole
+from jobs.commands import ShowConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.finished import Finished, open_finished
 from jobs.options import check_writable, read_options
@@ -32,19 +32,6 @@ ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
-class Request:
-    """Which images of which run are shown, and where their pictures go; only the maps of class
-    `target` if that is given. The storages are JSON files of fsspec options."""
-
-    run: str
-    ids: Sequence[str]
-    out: str = "."
-    target: str | None = None
-    input_storage: str | None = None
-    output_storage: str | None = None
-
-
-@dataclass(frozen=True)
 class Shown:
     """What is to be shown: rows of `explanations` by image, and where pictures go."""
 
@@ -53,13 +40,13 @@ class Shown:
     images: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def show(request: Request, console: Console) -> Exit:
+def show(config: ShowConfig, console: Console) -> Exit:
     """Write a PNG for each image and target, and tell what its row says.
 
     INCOMPLETE where an image has no map or is no longer what was explained: the others are shown.
     Raises ConfigurationError with all that is wrong before it shows any; StorageUnavailable.
     """
-    shown = _chosen(request)
+    shown = _chosen(config)
     carried = _carried(shown)
     code = Exit.COMPLETE
     for rows in shown.images.values():
@@ -69,12 +56,12 @@ def show(request: Request, console: Console) -> Exit:
     return code
 
 
-def _chosen(request: Request) -> Shown:
-    finished = open_finished(request.run, request.input_storage, request.output_storage)
+def _chosen(config: ShowConfig) -> Shown:
+    finished = open_finished(config.run, config.input_storage, config.output_storage)
     problems: list[str] = []
     out = None
     try:
-        out = named(request.out, read_options(request.output_storage))
+        out = named(config.out, read_options(config.output_storage))
         if f"{out.url}/".startswith(f"{finished.run.root.url}/"):
             raise ValueError(f"{out} lies in the run: name a place outside of it")
         check_writable(out)
@@ -82,11 +69,11 @@ def _chosen(request: Request) -> Shown:
         problems.append(f"--out: {error}")
     images: dict[str, list[dict[str, Any]]] = {}
     try:
-        images = _rows(finished, list(dict.fromkeys(request.ids)), problems)
+        images = _rows(finished, list(dict.fromkeys(config.ids)), problems)
     except (OSError, ValueError) as error:
         problems.append(f"RUN: {error}")
-    if request.target is not None:
-        images = {i: _of_target(rows, request.target, problems) for i, rows in images.items()}
+    if config.target is not None:
+        images = {i: _of_target(rows, config.target, problems) for i, rows in images.items()}
     if problems or out is None:
         raise ConfigurationError(problems)
     return Shown(finished, out, images)
@@ -135,10 +122,8 @@ def _carried(shown: Shown) -> Mapping[int, Sequence[Carried]] | None:
     wanted = pa.array([rows[0]["row"] for rows in shown.images.values()], pa.int64())
     carried: dict[int, list[Carried]] = {row: [] for row in wanted.to_pylist()}
     for audit in audits:
-        carriers = pq.read_table(
-            io.BytesIO(audit.carriers.read()), columns=["target", "cue", "row"]
-        )
-        findings = pq.read_table(io.BytesIO(audit.findings.read())).to_pylist()
+        carriers = audit.table(audit.carriers).select(["target", "cue", "row"])
+        findings = audit.table(audit.findings).to_pylist()
         by_cue = {(finding["target"], finding["cue"]): finding for finding in findings}
         for of in carriers.filter(pc.is_in(carriers["row"], wanted)).to_pylist():
             finding = by_cue[of["target"], of["cue"]]

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from jobs.config import Exit
+
 
 class Signals:
     """What this process was told to stop by; `received` is None before that."""
@@ -31,3 +33,18 @@ class Signals:
         """Raise KeyboardInterrupt again: one that a finaliser raised is ignored by Python."""
         if self.received is not None:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Signals as SystemExit and KeyboardInterrupt, so that temporary folders are removed."""
+    signals = Signals()
+    try:
+        with signals.caught():
+            yield
+    except BaseException:  # DuckDB has exceptions of its own for a query that a signal ends
+        if signals.received == signal.SIGTERM:
+            raise SystemExit(Exit.TERMINATED) from None
+        if signals.received is not None:
+            raise KeyboardInterrupt from None
+        raise

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 from rich.console import Console
 
 from jobs import status_told
+from jobs.commands import StatusConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.images import input_of, selects_everything, stored_manifest
 from jobs.look import Status, look
@@ -21,48 +21,37 @@ from storage.trust import named
 WATCH_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Request:
-    """Which run is looked at; the storage is a JSON file of fsspec options."""
-
-    run: str
-    failures: bool = False
-    json: bool = False
-    watch: bool = False
-    output_storage: str | None = None
-
-
-def status(request: Request, console: Console) -> Exit:
+def status(config: StatusConfig, console: Console) -> Exit:
     """Tell how far a run is; with `watch`, again and again until no driver is at work on it.
 
     Raises ConfigurationError where RUN is no run, StorageUnavailable where its store fails.
     """
     try:
-        run = open_run(named(request.run, read_options(request.output_storage)))
+        run = open_run(named(config.run, read_options(config.output_storage)))
         shards = planned_shards(run)
     except (ManifestError, OSError, ValueError, ImportError) as error:
         raise ConfigurationError([f"RUN: {error}"]) from error
 
     def seen() -> Status:
-        return look(run, shards, failures=request.failures)
+        return look(run, shards, failures=config.failures)
 
-    found = _watched(seen, request, console) if request.watch else seen()
-    if not request.json:
+    found = _watched(seen, config, console) if config.watch else seen()
+    if not config.json:
         status_told.tell(console, found)
-    elif not request.watch:
+    elif not config.watch:
         status_told.tell_json(console, found, indent=2)
     return found.code
 
 
-def _watched(seen: Callable[[], Status], request: Request, console: Console) -> Status:
+def _watched(seen: Callable[[], Status], config: StatusConfig, console: Console) -> Status:
     """What is seen last; what is seen on the way is told, as a line each."""
     found = seen()
     while True:
-        if request.json:
+        if config.json:
             status_told.tell_json(console, found, indent=None)
         if found.state not in ("running", "not started"):
             return found
-        if not request.json:
+        if not config.json:
             status_told.tell_line(console, found)
         time.sleep(WATCH_SECONDS)
         found = seen()

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from jobs.aggregate import Aggregate, sum_part, tasks_of
+from jobs.commands import VerifyConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.images import input_of, selects_everything, stored_manifest
 from jobs.options import read_options
@@ -26,14 +27,6 @@ from storage.trust import named
 MOST_TOLD = 20
 READERS = 16
 ROWS_AHEAD = 131_072  # that the readers hold together, about
-
-
-@dataclass(frozen=True)
-class Request:
-    """Which run is verified; the storage is a JSON file of fsspec options."""
-
-    run: str
-    input_storage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,14 +77,14 @@ class Planned:
     shards: list[Shard] | None
 
 
-def verify(request: Request, console: Console) -> Exit:
+def verify(config: VerifyConfig, console: Console) -> Exit:
     """Check every part and every total of a run; each problem is told in a line.
 
     Raises ConfigurationError where RUN is no run, StorageUnavailable where its store fails.
     """
     try:
-        options = read_options(request.input_storage)
-        run = open_run(named(request.run, options))
+        options = read_options(config.input_storage)
+        run = open_run(named(config.run, options))
         found = Verification(run, _rule(run))
     except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError([f"RUN: {error}"]) from error

@@ -32,7 +32,7 @@ class WatchedReplica:
         started = time.monotonic()
         try:
             yield
-        except Exception as error:
+        except Exception as error:  # whatever it is: it is logged, and goes on
             cause = {"error": type(error).__name__, "seconds": time.monotonic() - started}
             logs.log("shard failed", said | cause, logging.ERROR)
             raise

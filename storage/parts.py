@@ -70,6 +70,14 @@ class Parts:
         self._last = int(rows[-1]), int(ranks[-1])
 
 
+def changed_since(root: object, now: str, then: str) -> str:
+    """What is wrong with a run whose parts have the digest `now`, and had `then` when it ended."""
+    return (
+        f"the parts of {root} have the digest {now}, its summary.json has {then}: parts came, went "
+        "or changed since the run was finished"
+    )
+
+
 def read_whole(run: Run, index: int) -> pa.Table:
     """A part with all columns, whose rows are those that its content_digest was made of.
 

@@ -25,9 +25,11 @@ import pytest
 
 from jobs import compare_findings
 from jobs.aggregate import Aggregate, class_heatmaps, sum_part
-from jobs.compare import Request, compare, compare_runs, terminable
+from jobs.commands import CompareConfig
+from jobs.compare import compare, compare_runs
 from jobs.comparison import Change, Comparison
 from jobs.config import ConfigurationError, Exit, ModelConfig
+from jobs.signals import terminable
 from jobs.terminal import Terminal
 from storage import audit_schema, schema
 from storage.audits import open_or_create_audit
@@ -113,7 +115,7 @@ def local(tmp_path: Path, name: str, images: Sequence[Image], **given: Any) -> R
 
 def run_compare(**request: Any) -> tuple[Exit, str]:
     console = Terminal(file=io.StringIO(), width=160, highlight=False)
-    code = compare(Request(**request), console)
+    code = compare(CompareConfig(**request), console)
     return code, console.file.getvalue()
 
 
@@ -367,7 +369,7 @@ def test_runs_that_share_no_image_or_have_changed_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match=r"have no image_id in common.*--id-column"):
         compare_runs(a, strangers)
     (tmp_path / "a" / "explanations" / "part-00000001.parquet").unlink()
-    with pytest.raises(ConfigurationError, match="came, went or changed since it was finished"):
+    with pytest.raises(ConfigurationError, match="came, went or changed since the run was"):
         compare_runs(a, local(tmp_path, "c", B))
 
 

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.export_parquet import carry_out, export, plan_export
-from jobs.export_plan import Request
 from storage import schema
 from storage.digests import table_digest
 from storage.exports import Layout, entries
@@ -104,20 +104,25 @@ def run(location: Location) -> Run:
 
 
 @pytest.fixture
-def request_of(run: Run, location: Location, tmp_path: Path) -> Request:
+def request_of(run: Run, location: Location, tmp_path: Path) -> ExportConfig:
     """The request for a copy of the run beside it, with the store's options in files."""
     options = tmp_path / "options.json"
     options.write_text(json.dumps(location.options))
-    return Request(run.root.url, location.child("copy").url, "target", str(options), str(options))
+    return ExportConfig(
+        run.root.url,
+        location.child("copy").url,
+        input_storage=str(options),
+        output_storage=str(options),
+    )
 
 
 @pytest.fixture
-def local_request(tmp_path: Path) -> Request:
+def local_request(tmp_path: Path) -> ExportConfig:
     run = make_run(Location(str(tmp_path / "run")))
-    return Request(run.root.url, str(tmp_path / "copy"))
+    return ExportConfig(run.root.url, str(tmp_path / "copy"))
 
 
-def export_in_tiny_files(request: Request, console: Console, layout: Layout = TINY) -> Exit:
+def export_in_tiny_files(request: ExportConfig, console: Console, layout: Layout = TINY) -> Exit:
     plan = plan_export(request)
     return carry_out(replace(plan, copy=replace(plan.copy, layout=layout)), console)
 
@@ -206,9 +211,9 @@ import sys
 from dataclasses import replace
 from rich.console import Console
 from jobs.export_parquet import carry_out, plan_export
-from jobs.export_plan import Request
+from jobs.commands import ExportConfig
 from storage.exports import Layout
-plan = plan_export(Request(*sys.argv[1:]))
+plan = plan_export(ExportConfig(*sys.argv[1:]))
 carry_out(replace(plan, copy=replace(plan.copy, layout=Layout(20, 20))), Console())
 """
 
@@ -296,14 +301,14 @@ def test_a_query_for_one_class_skips_all_other_row_groups(local_request, console
         assert (file["rows"], file["first"], file["last"]) == (len(table), keys[0], keys[-1])
 
 
-def refused(request: Request, console: Console) -> list[str]:
+def refused(request: ExportConfig, console: Console) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         export(request, console)
     return str(caught.value).splitlines()
 
 
 def test_all_that_is_wrong_with_a_request_is_told_at_once(local_request, tmp_path, console):
-    request = Request(str(tmp_path), "/proc/nothing", output_storage=None)
+    request = ExportConfig(str(tmp_path), "/proc/nothing", output_storage=None)
     run, out = refused(request, console)
     assert run == f"RUN: {tmp_path} holds no run (no run.json): name the --out of " + (
         "`saliency explain`"
@@ -379,7 +384,7 @@ def test_a_disk_that_is_sure_to_be_too_small_is_told_before_anything_is_read(
 
 
 def test_a_log_gets_a_line_every_while(local_request, console, monkeypatch):
-    monkeypatch.setattr("jobs.export_rows.LINE_SECONDS", 0)
+    monkeypatch.setattr("jobs.progress.LINE_SECONDS", 0)
     export(local_request, console)
     count = len(rows())
     lines = told(console).splitlines()

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.export import export
 from jobs.export_carriers import lines
 from jobs.export_findings import Carrier, Cue
-from jobs.export_plan import Request
 from storage.audits import Audit
 from storage.locations import Location
 from storage.runs import open_run
@@ -27,8 +27,8 @@ def console() -> Console:
 
 
 @pytest.fixture
-def request_of(audited, tmp_path) -> Request:
-    return Request(str(audited.root), str(tmp_path / "out"), to="carriers")
+def request_of(audited, tmp_path) -> ExportConfig:
+    return ExportConfig(str(audited.root), str(tmp_path / "out"), to="carriers")
 
 
 def told(console: Console) -> str:
@@ -115,7 +115,7 @@ def test_a_complete_export_is_left_alone_and_an_interrupted_one_is_completed(
         export(request_of, console)
 
 
-def refused(request: Request) -> list[str]:
+def refused(request: ExportConfig) -> list[str]:
     with pytest.raises(ConfigurationError) as caught:
         export(request, Console(file=io.StringIO()))
     return str(caught.value).splitlines()
@@ -187,7 +187,7 @@ def test_an_audit_of_other_parts_or_without_an_end_is_refused(copied, request_of
 
 
 def test_all_that_is_wrong_is_told_at_once(tmp_path):
-    request = Request(str(tmp_path), "/proc/nothing", to="carriers", per_class=0)
+    request = ExportConfig(str(tmp_path), "/proc/nothing", to="carriers", per_class=0)
     run, per_class, out = refused(request)
     assert run.startswith(f"RUN: {tmp_path} holds no run")
     assert per_class == "--per-class must be at least 1; got 0"
@@ -201,8 +201,10 @@ def test_a_run_in_s3_is_exported_to_s3(audited, s3, tmp_path, console):
             s3.location("run").child(name).create(path.read_bytes())
     (tmp_path / "options.json").write_text(json.dumps(s3.options))
     options = str(tmp_path / "options.json")
-    remote = Request(s3.url("run"), s3.url("out"), "target", options, options, to="carriers")
-    local = Request(str(audited.root), str(tmp_path / "out"), to="carriers")
+    remote = ExportConfig(
+        s3.url("run"), s3.url("out"), "carriers", input_storage=options, output_storage=options
+    )
+    local = ExportConfig(str(audited.root), str(tmp_path / "out"), to="carriers")
     assert export(remote, console) is Exit.COMPLETE
     assert export(local, console) is Exit.COMPLETE
     names = s3.location("out").walk()

@@ -12,10 +12,11 @@ from pycocotools.coco import COCO
 from rich.console import Console
 
 from explainer.preprocess import Preprocessing, decode
+from jobs.commands import ExportConfig
 from jobs.config import Exit
 from jobs.export import export
 from jobs.export_findings import Carrier, Cue
-from jobs.export_plan import Request, plan
+from jobs.export_plan import plan
 from jobs.export_regions import cells_in_pixels, rectangles
 
 # pycocotools' own arrays.
@@ -28,7 +29,7 @@ HELD |= {(2, 3): ROW_OF_CELLS, (2, 21): ROW_OF_CELLS, (1, 16): CORNER}
 
 @pytest.fixture
 def coco(audited, tmp_path) -> COCO:
-    request = Request(str(audited.root), str(tmp_path / "out"), to="coco")
+    request = ExportConfig(str(audited.root), str(tmp_path / "out"), to="coco")
     assert export(request, Console(file=io.StringIO())) is Exit.COMPLETE
     return COCO(tmp_path / "out" / "annotations.json")
 
@@ -104,7 +105,7 @@ def test_the_cells_of_a_frame_leave_its_middle_out():
 
 
 def test_cells_beyond_the_image_have_no_box(audited, tmp_path):
-    request = Request(str(audited.root), str(tmp_path / "out"), to="coco")
+    request = ExportConfig(str(audited.root), str(tmp_path / "out"), to="coco")
     exported = plan(request)
     stored = exported.finished.run.description["fingerprint_of"]["preprocessing"]
     stored["crop_mode"] = "border"  # a wide image gets bars above and below

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError, Exit, ExplainConfig, InputConfig
 from jobs.export import export
-from jobs.export_plan import Request
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def failed(small_config: ExplainConfig, run_job, tmp_path_factory) -> Path:
 
 
 def exported(root: Path, out: Path, to: str) -> Path:
-    request = Request(str(root), str(out), to=to)
+    request = ExportConfig(str(root), str(out), to=to)
     assert export(request, Console(file=io.StringIO())) is Exit.COMPLETE
     return out
 

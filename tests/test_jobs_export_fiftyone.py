@@ -19,16 +19,16 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from jobs.commands import ExportConfig
 from jobs.config import Exit
 from jobs.export import export
 from jobs.export_fiftyone import heatmap
 from jobs.export_fiftyone_fields import array, field
-from jobs.export_plan import Request
 
 
 def exported(root: Path, out: Path, **options: str) -> tuple[dict[int, dict], dict[str, Any]]:
     """The samples by their row, and metadata.json."""
-    request = Request(str(root), str(out), to="fiftyone", **options)
+    request = ExportConfig(str(root), str(out), to="fiftyone", **options)
     assert export(request, Console(file=io.StringIO())) is Exit.COMPLETE
     samples = json.loads((out / "samples.json").read_text())["samples"]
     metadata = json.loads((out / "metadata.json").read_text())

@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from jobs import export_huggingface
+from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError, Exit, ExplainConfig, InputConfig
 from jobs.export import export
 from jobs.export_names import distinct
-from jobs.export_plan import Request
 from storage.locations import StorageUnavailable
 
 FILE_COLUMNS = ("status", "error", "label_name", "probability", "border_mass", "target_kind")
@@ -31,7 +31,7 @@ def _quiet(monkeypatch, tmp_path) -> None:
 
 
 def load(root: Path, out: Path, **options: str) -> datasets.Dataset:
-    request = Request(str(root), str(out), to="huggingface", **options)
+    request = ExportConfig(str(root), str(out), to="huggingface", **options)
     assert export(request, Console(file=io.StringIO())) is Exit.COMPLETE
     cache = str(out) + "-cache"
     return datasets.load_dataset(str(out), split="train", cache_dir=cache)
@@ -179,10 +179,11 @@ def test_images_and_run_in_s3_are_exported_there(audited, s3, tmp_path):
         if path.is_file():
             s3.location(f"run/{path.relative_to(tmp_path / 'run')}").create(path.read_bytes())
     (tmp_path / "options.json").write_text(json.dumps(s3.options))
-    storages = [str(tmp_path / "options.json")] * 2
-    request = Request(s3.url("run"), s3.url("out"), "target", *storages, to="huggingface")
+    options = str(tmp_path / "options.json")
+    storages = {f"{name}_storage": options for name in ("input", "output")}
+    request = ExportConfig(s3.url("run"), s3.url("out"), "huggingface", **storages)
     assert export(request, Console(file=io.StringIO())) is Exit.COMPLETE
-    local = Request(str(audited.root), str(tmp_path / "out"), to="huggingface")
+    local = ExportConfig(str(audited.root), str(tmp_path / "out"), to="huggingface")
     export(local, Console(file=io.StringIO()))
     names = sorted(s3.location("out").walk())
     assert names == ["README.md", "data/train-00000.parquet", "export-begun.json", "export.json"]

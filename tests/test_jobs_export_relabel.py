@@ -13,15 +13,15 @@ import pytest
 from rich.console import Console
 
 from jobs import export_relabel
+from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.export import export
-from jobs.export_plan import Request
 from storage import schema
 from storage.digests import table_digest
 
 
 def exported(root: Path, out: Path) -> pd.DataFrame:
-    assert export(Request(str(root), str(out), to="relabel"), Console(file=io.StringIO())) is (
+    assert export(ExportConfig(str(root), str(out), to="relabel"), Console(file=io.StringIO())) is (
         Exit.COMPLETE
     )
     return pd.concat([pd.read_csv(path) for path in sorted(out.glob("relabel-*.csv"))])

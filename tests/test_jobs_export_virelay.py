@@ -16,17 +16,17 @@ from virelay.server import Server
 
 from explainer.preprocess import Preprocessing, decode
 from jobs import export_virelay
+from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.export import export
 from jobs.export_embedding import clusters, embeddings
-from jobs.export_plan import Request
 
 
 @pytest.fixture(scope="module")
 def folder(audited_top, tmp_path_factory) -> Path:
     """The project of a run with three targets an image, of which the first counts."""
     out = tmp_path_factory.mktemp("virelay") / "out"
-    request = Request(str(audited_top.root), str(out), to="virelay")
+    request = ExportConfig(str(audited_top.root), str(out), to="virelay")
     assert export(request, Console(file=io.StringIO())) is Exit.COMPLETE
     return out
 
@@ -99,14 +99,14 @@ def test_its_server_shows_images_heatmaps_and_analyses(workspace):
 
 
 def test_the_same_export_makes_the_same_files(audited_top, folder, tmp_path):
-    request = Request(str(audited_top.root), str(tmp_path / "again"), to="virelay")
+    request = ExportConfig(str(audited_top.root), str(tmp_path / "again"), to="virelay")
     export(request, Console(file=io.StringIO()))
     for path in folder.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_too_few_or_too_many_images_are_refused(audited_top, tmp_path, monkeypatch):
-    request = Request(str(audited_top.root), str(tmp_path / "out"), to="virelay", per_class=7)
+    request = ExportConfig(str(audited_top.root), str(tmp_path / "out"), to="virelay", per_class=7)
     with pytest.raises(ConfigurationError, match="and no class has 8 that differ"):
         export(request, Console(file=io.StringIO()))
     monkeypatch.setattr(export_virelay, "MOST_BYTES", 60_000)

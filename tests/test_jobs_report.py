@@ -15,9 +15,10 @@ from rich.console import Console
 
 from benchmarks.report_run import GRID, PREPROCESSING, make_run
 from explainer.preprocess import Preprocessing
+from jobs.commands import ReportConfig
 from jobs.compare import compare_runs
 from jobs.config import ConfigurationError, Exit, InputConfig
-from jobs.report import Budget, Request, report
+from jobs.report import Budget, report
 from jobs.report_classes import Classes
 from jobs.report_findings import Findings
 from jobs.report_pictures import cells_url, photo
@@ -42,7 +43,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def written(run):
-    assert told(Request(run.root.url))[0] is Exit.COMPLETE
+    assert told(ReportConfig(run.root.url))[0] is Exit.COMPLETE
     return Path(run.root.url) / "report.html"
 
 
@@ -213,7 +214,7 @@ def test_a_tall_picture_is_narrow(opened, tmp_path):
     run = make_run(Location(str(tmp_path)), ("ant",), 8, 1)
     picture = tmp_path / "pictures" / "00000.jpg"
     Image.new("RGB", (100, 1400)).save(picture)
-    told(Request(run.root.url))
+    told(ReportConfig(run.root.url))
     page = opened(tmp_path / "report.html")
     page.locator("#table .open").click()
     for frame in (".card .photo .frame", "tr.detail .photo .frame"):
@@ -235,7 +236,7 @@ def test_photographs_are_shown_as_large_as_they_are(
     out = str(tmp_path / "run")
     config = replace(small_config, out=out, input=InputConfig(images=str(photos)))
     assert run_job(config)[0] is Exit.COMPLETE
-    assert told(Request(out))[0] is Exit.COMPLETE
+    assert told(ReportConfig(out))[0] is Exit.COMPLETE
     page = opened(tmp_path / "run" / "report.html")
     assert "This run is not audited" in page.locator("#findings").inner_text()
     page.locator("#table tbody .open").first.click()
@@ -249,7 +250,7 @@ def test_local_and_s3_runs_have_the_same_page(location, tmp_path):
     if location.options:
         options = str(tmp_path / "options.json")
         Path(options).write_text(json.dumps(location.options))
-    request = Request(run.root.url, input_storage=options, output_storage=options)
+    request = ReportConfig(run.root.url, input_storage=options, output_storage=options)
     code, said = told(request)
     assert code is Exit.COMPLETE
     assert "2 classes, with audit" in said
@@ -262,9 +263,9 @@ def test_without_pictures_no_image_is_read(run, tmp_path):
     Path(run.root.url, "pictures").rename(tmp_path / "away")
     out = str(tmp_path / "page.html")
     try:
-        assert told(Request(run.root.url, out=out, pictures=False))[0] is Exit.COMPLETE
+        assert told(ReportConfig(run.root.url, out=out, pictures=False))[0] is Exit.COMPLETE
         assert "pictures were left out" in Path(out).read_text()
-        assert told(Request(run.root.url, out=out))[0] is Exit.COMPLETE
+        assert told(ReportConfig(run.root.url, out=out))[0] is Exit.COMPLETE
         assert "missing: " in Path(out).read_text()
     finally:
         (tmp_path / "away").rename(Path(run.root.url, "pictures"))
@@ -272,26 +273,26 @@ def test_without_pictures_no_image_is_read(run, tmp_path):
 
 def test_what_cannot_be_told_is_refused(run, tmp_path):
     with pytest.raises(ConfigurationError, match=r"holds no run \(no run.json\)"):
-        told(Request(str(tmp_path)))
+        told(ReportConfig(str(tmp_path)))
     with pytest.raises(ConfigurationError, match=r"--audit: audit abc of .* is not there"):
-        told(Request(run.root.url, audit="abc"))
+        told(ReportConfig(run.root.url, audit="abc"))
     with pytest.raises(ConfigurationError, match=r"--out: .*\n.*--audit: audit abc of "):
-        told(Request(run.root.url, out="nothing://x/y.html", audit="abc"))
+        told(ReportConfig(run.root.url, out="nothing://x/y.html", audit="abc"))
     with pytest.raises(ConfigurationError, match=r"--out: cannot write .*: Is a directory"):
-        told(Request(run.root.url, out=str(tmp_path)))
+        told(ReportConfig(run.root.url, out=str(tmp_path)))
     with pytest.raises(ConfigurationError, match=r"--out: .*run.json may be a file of the run"):
-        told(Request(run.root.url, out=run.root.child("run.json").url))
+        told(ReportConfig(run.root.url, out=run.root.child("run.json").url))
     summary = run.read_summary()
     try:
         run.write_summary(summary | {"state": "running"})
         with pytest.raises(ConfigurationError, match=r"is not finished \(state: running\)"):
-            told(Request(run.root.url))
+            told(ReportConfig(run.root.url))
         run.write_summary(summary | {"parts_digest": "0"})
         with pytest.raises(ConfigurationError, match=r"class_heatmaps.parquet of .* is of parts"):
-            told(Request(run.root.url))
+            told(ReportConfig(run.root.url))
         run.summary.replace(b'{"state": "complete", "parts_digest": "0"}')
         with pytest.raises(ConfigurationError, match=r"class_heatmaps.parquet of "):
-            told(Request(run.root.url))
+            told(ReportConfig(run.root.url))
     finally:
         run.write_summary(summary)
 
@@ -300,7 +301,7 @@ def test_parts_that_are_not_those_of_the_summary_are_refused(tmp_path):
     run = make_run(Location(str(tmp_path)), [f"class {n}" for n in range(5)], 500, 0)
     run.part(1).delete()
     with pytest.raises(ConfigurationError, match="parts came, went or changed since the run was"):
-        told(Request(run.root.url, pictures=False))
+        told(ReportConfig(run.root.url, pictures=False))
 
 
 def test_an_audit_that_lost_a_table_is_refused(tmp_path):
@@ -310,7 +311,7 @@ def test_an_audit_that_lost_a_table_is_refused(tmp_path):
         kept = place.read()
         place.delete()
         with pytest.raises(ConfigurationError, match=rf"--audit: .*{place.name}"):
-            told(Request(run.root.url))
+            told(ReportConfig(run.root.url))
         place.replace(kept)
 
 
@@ -321,7 +322,7 @@ def test_a_file_that_is_no_start_of_a_driver_is_passed_over(tmp_path):
     run.begin_attempt(versions)
     for name in (".DS_Store", "notes.json", "3.json.bak"):
         run.root.child("attempts", name).create(b"{}")
-    assert told(Request(run.root.url))[0] is Exit.COMPLETE
+    assert told(ReportConfig(run.root.url))[0] is Exit.COMPLETE
     page = run.root.child("report.html").read().decode()
     assert "2; the last with replicas: 2 on cpu" in page
 
@@ -331,16 +332,16 @@ def test_an_audit_of_other_parts_is_not_told(run):
     identity = {"run": run.id, "parts_digest": "another"}
     stranger = open_or_create_audit(run, identity)
     stranger.run.write_summary({"state": "complete", "ended": "2027-01-01T00:00:00+00:00"})
-    assert stranger.run.root.name not in told(Request(run.root.url))[1]
+    assert stranger.run.root.name not in told(ReportConfig(run.root.url))[1]
     match = rf"audit {stranger.run.root.name} of .* is of parts with the digest another"
     with pytest.raises(ConfigurationError, match=match):
-        told(Request(run.root.url, audit=stranger.run.root.name))
+        told(ReportConfig(run.root.url, audit=stranger.run.root.name))
     assert run.read_summary() == summary
 
 
 def test_what_changed_since_the_run_before_is_told(opened, run, tmp_path, shot, barriers):
     other = make_run(Location(str(tmp_path / "after")), NAMES[:3], 40, 1)
-    request = Request(other.root.url, against=run.root.url)
+    request = ReportConfig(other.root.url, against=run.root.url)
     code, _ = told(request)
     assert code is Exit.COMPLETE
     compared = opened(tmp_path / "after" / "report.html").locator("#compared")
@@ -366,7 +367,7 @@ def test_findings_that_are_not_compared_are_not_called_none(opened, run, tmp_pat
     other = make_run(Location(str(tmp_path / "after")), NAMES[:3], 8, 1)
     audit = chosen_audit(other, other.read_summary()["parts_digest"])
     audit.run.write_summary(audit.run.read_summary() | {"state": "incomplete"})
-    told(Request(other.root.url, against=run.root.url))
+    told(ReportConfig(other.root.url, against=run.root.url))
     compared = opened(tmp_path / "after" / "report.html").locator("#compared").inner_text()
     assert "Not compared: both runs need a complete audit." in compared
 
@@ -383,17 +384,17 @@ def test_a_class_that_is_never_predicted_is_told(opened, tmp_path):
     heatmaps = run.read_class_heatmaps()
     heatmaps = heatmaps.filter(pa.compute.equal(heatmaps["target"], 1))
     assert Classes(heatmaps, GRID, scanned).unexplained == [(" ", 12), (SCRIPT, 12), ("ant", 11)]
-    told(Request(run.root.url))
+    told(ReportConfig(run.root.url))
     nameless = opened(tmp_path / "report.html").locator("#table .open").first
     assert nameless.inner_text() == "(no name)"
 
 
 def test_a_run_before_that_cannot_be_compared_is_refused_as_it_was_asked(run, tmp_path):
     with pytest.raises(ConfigurationError, match=r"^--against: .* holds no run \(no run.json\)"):
-        told(Request(run.root.url, against=str(tmp_path)))
+        told(ReportConfig(run.root.url, against=str(tmp_path)))
     other = make_run(Location(str(tmp_path / "other")), ("x", "y"), 4, 0)
     with pytest.raises(ConfigurationError) as error:
-        told(Request(run.root.url, against=other.root.url))
+        told(ReportConfig(run.root.url, against=other.root.url))
     assert "RUN_" not in str(error.value)
 
 
@@ -425,7 +426,7 @@ def test_a_cue_on_all_images_leaves_no_others_to_be_wrong(opened, tmp_path):
         return [rows[0] | {"carriers": 8, "accuracy_of_others": 0.0}, *rows[1:]]
 
     edited(run, on_all)
-    told(Request(run.root.url))
+    told(ReportConfig(run.root.url))
     numbers = opened(tmp_path / "report.html").locator(".card .numbers").inner_text()
     assert "none\nall that were looked at have the cue" in numbers
 
@@ -436,7 +437,7 @@ def test_an_incomplete_audit_says_so_where_its_findings_stand(opened, tmp_path):
     audit.run.write_summary(
         audit.run.read_summary() | {"state": "incomplete", "classes_missing": 7}
     )
-    told(Request(run.root.url))
+    told(ReportConfig(run.root.url))
     findings = opened(tmp_path / "report.html").locator("#findings").inner_text()
     assert "The audit is incomplete: 7 of the classes are not examined" in findings
 
@@ -450,7 +451,7 @@ def test_a_clean_class_whose_only_cue_was_not_tested_says_so(opened, tmp_path):
         return [ant | few, bee | few, bee | {"cue": 1, "reason": "too little"}]
 
     edited(run, untested)
-    told(Request(run.root.url))
+    told(ReportConfig(run.root.url))
     clean = opened(tmp_path / "report.html").locator("#clean li")
     assert clean.all_inner_texts() == [
         "ant a cue was found, and not tested: too few carry it",
@@ -495,7 +496,7 @@ def test_pictures_share_what_a_page_may_hold():
 def test_a_thousand_classes_stay_fluent(opened, tmp_path, shot):
     names = [f"class {number:04d}" for number in range(1000)]
     make_run(Location(str(tmp_path)), names, 100, 60)
-    assert told(Request(str(tmp_path)))[0] is Exit.COMPLETE
+    assert told(ReportConfig(str(tmp_path)))[0] is Exit.COMPLETE
     path = tmp_path / "report.html"
     assert path.stat().st_size < 30e6
     page = opened(path)

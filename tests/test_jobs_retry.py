@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from explainer import Target
+from jobs.commands import VerifyConfig
 from jobs.config import Exit, InputConfig
 from jobs.loader import load_batch
 from jobs.plan import Shard
 from jobs.retry import explained_rows, merged, next_generation, shards_to_retry
-from jobs.verify import Request, verify
+from jobs.verify import verify
 from jobs.worker import ExplainWorker
 from storage.locations import Location
 from storage.manifests import read_folder
@@ -115,7 +116,7 @@ def test_a_finished_run_is_retried_and_closed_again(
     changed = {index for index, data in parts.items() if run.part(index).read() != data}
     assert changed == {0}
     console = Console(file=io.StringIO(), width=200)
-    assert verify(Request(config.out), console) is Exit.COMPLETE, console.file.getvalue()
+    assert verify(VerifyConfig(config.out), console) is Exit.COMPLETE, console.file.getvalue()
     got, want = rows_of(Location(config.out)), rows_of(Location(finished.out))
     for mine, other in zip(got, want, strict=True):
         assert (mine["row"], mine["image_id"]) == (other["row"], other["image_id"])

@@ -18,9 +18,10 @@ import ray
 import torch
 from rich.console import Console
 
+from jobs.commands import VerifyConfig
 from jobs.config import ConfigurationError, Exit, ExplainConfig, InputConfig
 from jobs.prepare import prepare
-from jobs.verify import Request, verify
+from jobs.verify import verify
 from storage.locations import Location
 from storage.runs import open_run
 
@@ -173,9 +174,9 @@ def test_signatures_of_urls_are_stored_nowhere_and_a_list_signed_anew_resumes(
     assert Location(config.out).child("attempts").names() == ["1.json", "2.json"]
     assert refuse_secrets(config.out, [first, second, "hush"]) >= 8
     console = Console(file=io.StringIO(), width=200)
-    assert verify(Request(config.out), console) is Exit.COMPLETE, console.file.getvalue()
+    assert verify(VerifyConfig(config.out), console) is Exit.COMPLETE, console.file.getvalue()
     run.part(1).replace(run.part(0).read())  # whose rows are now told beside the manifest's
-    assert verify(Request(config.out), console) is Exit.INCOMPLETE
+    assert verify(VerifyConfig(config.out), console) is Exit.INCOMPLETE
     for text in (told, again, console.file.getvalue()):
         assert not [secret for secret in (first, second, "hush") if secret in text]
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from explainer.plot import MARGIN, overlay
 from explainer.preprocess import Preprocessing, decode
+from jobs.commands import ShowConfig
 from jobs.config import ConfigurationError, Exit
-from jobs.show import Request, show
+from jobs.show import show
 from jobs.show_told import Explained, ends
 from jobs.terminal import Terminal
 from storage import audit_schema, schema
@@ -121,7 +122,7 @@ def plain_terminal(**kind: Any) -> Terminal:
     )
 
 
-def shown(request: Request, **kind: Any) -> tuple[Exit, str]:
+def shown(request: ShowConfig, **kind: Any) -> tuple[Exit, str]:
     console = plain_terminal(**kind)
     code = show(request, console)
     return code, console.file.getvalue()  # type: ignore[attr-defined]
@@ -132,10 +133,10 @@ def pictures(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def request_of(tmp_path: Path) -> Request:
+def request_of(tmp_path: Path) -> ShowConfig:
     """A run on this machine, and a folder for its pictures."""
     run = make_run(Location(str(tmp_path / "all")))
-    return Request(run.root.url, [], str(tmp_path / "pictures"))
+    return ShowConfig(run.root.url, [], str(tmp_path / "pictures"))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,7 @@ def test_any_image_has_a_picture_of_its_own_and_its_name_is_text(request_of, tmp
 
 def test_of_several_targets_each_has_a_picture_and_one_can_be_chosen(tmp_path):
     run = make_run(Location(str(tmp_path / "all")), targets=2)
-    request = Request(run.root.url, ["a/b.png", GONE], str(tmp_path / "pictures"))
+    request = ShowConfig(run.root.url, ["a/b.png", GONE], str(tmp_path / "pictures"))
     assert shown(request)[0] is Exit.INCOMPLETE
     found = pictures(tmp_path / "pictures")
     assert sorted(name.partition("@")[2][:9] for name in found) == ["00001-b%2", "00002-ccc"]
@@ -273,7 +274,7 @@ def test_a_run_is_shown_from_and_to_any_store(location: Location, tmp_path):
     options.write_text(json.dumps(location.options))
     out = location.child("pictures")
     storages = str(options), str(options)
-    code, told = shown(Request(run.root.url, [IDS[0], IDS[1]], out.url, None, *storages))
+    code, told = shown(ShowConfig(run.root.url, [IDS[0], IDS[1]], out.url, None, *storages))
     assert code is Exit.COMPLETE, told
     assert sorted(out.names()) == ["%2E.%2Fup.png.png", "a%2Fb.png.png"]
     assert told.count("label       │ none") == 2
@@ -306,7 +307,7 @@ def test_the_findings_of_audits_of_these_parts_are_told(location: Location, tmp_
     options = tmp_path / "options.json"
     options.write_text(json.dumps(location.options))
     storages = str(options), str(options)
-    request = Request(run.root.url, [IDS[0], IDS[1]], str(tmp_path), None, *storages)
+    request = ShowConfig(run.root.url, [IDS[0], IDS[1]], str(tmp_path), None, *storages)
     audited(run, "of other parts", [0, 1])
     assert shown(request)[1].count("findings    │ not audited") == 2
     name = audited(run, DIGEST, [0, 4])
@@ -335,7 +336,7 @@ def test_a_terminal_with_colours_shows_the_overlay_and_any_other_shades(request_
 def test_a_run_of_our_own_is_shown(finished):
     image_id = "ant/000.png"
     out = Path(finished.out).parent / "pictures"
-    code, told = shown(Request(finished.out, [image_id], str(out)))
+    code, told = shown(ShowConfig(finished.out, [image_id], str(out)))
     assert code is Exit.COMPLETE, told
     assert list(pictures(out)) == ["ant%2F000.png.png"]
 

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import status as command
+from jobs.commands import StatusConfig, VerifyConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.look import count_statuses, look
 from jobs.pace import Pace, Written, pace
-from jobs.status import Request, planned_shards, status
+from jobs.status import planned_shards, status
 from jobs.status_told import duration
 from jobs.terminal import Terminal
-from jobs.verify import Request as Verification
 from jobs.verify import verify as verified
 from storage.lease import Lease
 from storage.locations import Location
@@ -35,7 +35,7 @@ def told(place: Location, tmp_path: Path, **asked: bool) -> tuple[Exit, str]:
     options = tmp_path / "options.json"
     options.write_text(json.dumps(dict(place.options)))
     console = Terminal(file=io.StringIO(), width=160, highlight=False, emoji=False)
-    code = status(Request(place.url, output_storage=str(options), **asked), console)
+    code = status(StatusConfig(place.url, output_storage=str(options), **asked), console)
     return code, console.file.getvalue()
 
 
@@ -270,7 +270,7 @@ def test_a_real_run_is_watched_from_start_to_end(config, run_job, tmp_path):
     assert (final["state"], final["rows_done"], final["statuses"]) == ("complete", 60, {"ok": 60})
     run = open_run(Location(config.out))
     assert count_statuses(run, run.committed()) == run.read_summary()["statuses"]
-    assert verified(Verification(config.out), Terminal(file=io.StringIO())) is Exit.COMPLETE
+    assert verified(VerifyConfig(config.out), Terminal(file=io.StringIO())) is Exit.COMPLETE
 
 
 def test_watching_tells_a_line_each_time_and_ends_with_the_driver(tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ import pytest
 from ray.job_submission import JobDetails
 
 from benchmarks.weed import free_ports
-from jobs.cli import AnyCommand, Submit, parse
+from jobs.cli import AnyCommand, parse
+from jobs.commands import SubmitConfig
 from jobs.config import ConfigurationError, Exit
 from jobs.follow import exit_code
 from jobs.submission import NO_PLACES, PLACES, KnownJob, Submission, free_id, running
@@ -44,7 +45,7 @@ def options_with_a_text(kind: type) -> set[str]:
 def test_of_every_option_it_is_known_whether_it_names_a_place():
     assert not PLACES & NO_PLACES
     named = set()
-    for command in set(get_args(AnyCommand)) - {Submit}:
+    for command in set(get_args(AnyCommand)) - {SubmitConfig}:
         named |= options_with_a_text(command)
     assert named - {"ids"} == PLACES | NO_PLACES
 

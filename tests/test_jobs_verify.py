@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from jobs.commands import VerifyConfig
 from jobs.config import ConfigurationError, Exit, ExplainConfig, InputConfig
-from jobs.verify import Request, verify
+from jobs.verify import verify
 from storage import schema
 from storage.locations import Location
 from storage.runs import Run, open_run
@@ -29,7 +30,7 @@ GOOD = (
 
 def verified(root: Path | str) -> tuple[Exit, list[str]]:
     console = Console(file=io.StringIO(), width=200, soft_wrap=True)
-    code = verify(Request(str(root)), console)
+    code = verify(VerifyConfig(str(root)), console)
     assert isinstance(console.file, io.StringIO)
     return code, console.file.getvalue().splitlines()
 
@@ -363,7 +364,7 @@ def test_a_store_over_the_network(run, s3, tmp_path):
         s3.location(f"run/{name}").create(run.root.child(name).read())
     (tmp_path / "options.json").write_text(json.dumps(s3.options))
     console = Console(file=io.StringIO(), width=200)
-    request = Request(s3.url("run"), str(tmp_path / "options.json"))
+    request = VerifyConfig(s3.url("run"), str(tmp_path / "options.json"))
     assert verify(request, console) is Exit.COMPLETE
 
 
