@@ -14,16 +14,14 @@ from rich.text import Text
 
 from jobs.commands import ExportConfig
 from jobs.config import ConfigurationError, Exit
-from jobs.export_plan import OF_OUT, OF_RUN, place
+from jobs.export_plan import plan
 from jobs.export_rows import readers, refuse_change
-from jobs.options import read_options
 from jobs.progress import Advance, counted, row_progress
 from jobs.signals import terminable
 from storage.exports import Export, ExportedFile, ExportError, entries, layout
 from storage.parts import Parts, PartsDamaged, in_order
-from storage.runs import Run, finished_summary, open_run, part_name
+from storage.runs import Run, part_name
 from storage.sorting import SortedRows, sort_rows
-from storage.trust import named
 
 WRITERS = 2  # each holds the rows of a file twice, and the file
 GIGABYTE = 2**30
@@ -77,24 +75,10 @@ def carry_out(plan: Plan, console: Console) -> Exit:
 
 def plan_export(config: ExportConfig) -> Plan:
     """The run and the place for its copy; raises ConfigurationError with all that is wrong."""
-    problems: list[str] = []
-    run, summary, out = None, None, None
-    try:
-        run = open_run(named(config.run, read_options(config.input_storage)))
-        summary = finished_summary(run)
-        if config.audit is not None:
-            raise ValueError("--to parquet holds nothing of an audit: leave out --audit")
-    except OF_RUN as error:
-        problems.append(f"RUN: {error}")
-    try:
-        out = place(config, run)
-    except OF_OUT as error:
-        problems.append(f"--out: {error}")
-    if problems or run is None or summary is None or out is None:
-        raise ConfigurationError(problems)
-    rows, columns = run.description["grid"]
-    copy = Export(out, run.id, summary["parts_digest"], config.sort_by, layout((rows, columns)))
-    return Plan(run, summary, copy)
+    exported = plan(config)
+    run, summary = exported.run, exported.summary
+    digest, rows = summary["parts_digest"], layout(exported.grid)
+    return Plan(run, summary, Export(exported.folder.root, run.id, digest, config.sort_by, rows))
 
 
 def _copy(plan: Plan, folder: Path, console: Console) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def plan(config: ExportConfig) -> Exported:
     if config.per_class < 1:
         problems.append(f"--per-class must be at least 1; got {config.per_class}")
     try:
-        out = place(config, run)
+        out = _place(config, run)
     except OF_OUT as error:
         problems.append(f"--out: {error}")
     if problems or run is None or summary is None or out is None:
@@ -111,7 +111,7 @@ def plan(config: ExportConfig) -> Exported:
     return Exported(run, summary, found, folder, config, options)
 
 
-def place(config: ExportConfig, run: Run | None) -> Location:
+def _place(config: ExportConfig, run: Run | None) -> Location:
     """Where the export goes, which can be written to. Raises OF_OUT."""
     out = named(config.out, read_options(config.output_storage))
     if run is not None and f"{out.url}/".startswith(f"{run.root.url}/"):
