@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -170,8 +171,12 @@ def test_replicas_export_metrics_while_they_work(finished, tmp_path):
         by_name.setdefault(key[0], []).append(value)
     assert seen["ray_saliency_replicas", "ready"] == 1
     assert seen["ray_saliency_shards", "running"] == 1
-    assert by_name["ray_saliency_replica_images_total"] == [16.0]
-    assert by_name["ray_saliency_batch_images_count"] == [2.0]
+    # How far Ray collected before the end is a matter of time: whole shards, and all batches of
+    # eight that were in them.
+    (images,) = by_name["ray_saliency_replica_images_total"]
+    assert images in (16, 32, 48, 60)
+    (batches,) = by_name["ray_saliency_batch_images_count"]
+    assert math.ceil(images / 8) <= batches <= math.ceil(60 / 8)
     assert sum(by_name["ray_saliency_replica_stage_seconds_total"]) > 0
 
 
