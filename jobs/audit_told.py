@@ -4,14 +4,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from explainer.audit.verdict import Verdict
+from explainer.audit.verdicts import ACCUSED, Verdict
 from jobs.config import AuditConfig, Exit
 from jobs.findings import Report
 from jobs.summary import Attempt
 from storage.audits import Audit
 
 MOST_TOLD = 20
-TOLD = (Verdict.SHORTCUT, Verdict.COMPACT_CUE, Verdict.CONTEXT)
 
 
 def tell(
@@ -66,7 +65,7 @@ def _tell_findings(console: Console, report: Report) -> None:
     of_cues = [
         finding
         for finding in report.findings
-        if finding.of_cue is not None and finding.verdict in TOLD
+        if finding.of_cue is not None and finding.verdict in ACCUSED
     ]
     if not of_cues:
         return

@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from explainer.audit.verdicts import ACCUSED, Verdict, worst_of
 from jobs.comparison import Carriers, Change, CueVerdict, FindingChange
 from storage.audits import Audit
 from storage.pairs import Pair, Pairs, Side
 
-# Verdicts as explainer/audit/verdict.py has them, from the worst on; reading it loads torch.
-ACCUSED = ("shortcut", "compact cue: look at it", "context")
-UNTESTABLE = "not testable"
-VERDICTS = (*ACCUSED, UNTESTABLE, "cleared")
 # A cue is the same where its carriers overlap by half.
 LEAST_OVERLAP = 0.5
 ClassKey = Callable[[int, str], Hashable]
@@ -86,8 +83,8 @@ def compare_findings(
     untested = [
         judged.name
         for number, judged in classes[0].items()
-        if judged.verdict != UNTESTABLE
-        and (number not in classes[1] or classes[1][number].verdict == UNTESTABLE)
+        if judged.verdict != Verdict.UNTESTABLE
+        and (number not in classes[1] or classes[1][number].verdict == Verdict.UNTESTABLE)
     ]
     return FindingsCompared(tuple(changes), tuple(sorted(untested)))
 
@@ -100,11 +97,17 @@ def _judged(audit: Audit, key: ClassKey) -> dict[Hashable, Judged]:
     of_class: dict[int, list[Mapping[str, Any]]] = {}
     for finding in audit.table(audit.findings).to_pylist():
         of_class.setdefault(finding["target"], []).append(finding)
+    told = (
+        (target, found["cue"], Verdict(found["verdict"]))
+        for target, all_found in of_class.items()
+        for found in all_found
+    )
+    worst = worst_of(told)
     return {
         key(target, found[0]["target_name"]): Judged(
             target=target,
             name=found[0]["target_name"],
-            verdict=_worst(found),
+            verdict=worst[target],
             cues=tuple(
                 Cue(f["kind"], _verdict(f), frozenset(rows.get((target, f["cue"]), ())))
                 for f in found
@@ -120,15 +123,6 @@ def _verdict(found: Mapping[str, Any]) -> CueVerdict:
     if without is not None:
         without *= found["accuracy_of_carriers"]
     return CueVerdict(found["verdict"], found["lift"], without)
-
-
-def _worst(found: Sequence[Mapping[str, Any]]) -> str:
-    """The worst verdict on a class; a cue that too few images carry to test it is none on it."""
-    of_class = [
-        "cleared" if f["cue"] is not None and f["verdict"] == UNTESTABLE else f["verdict"]
-        for f in found
-    ]
-    return min(of_class, key=VERDICTS.index)
 
 
 def _known(audit: Audit, judged: Judged | None, side: Side, pairs: Pairs) -> Mapping[int, Pair]:
@@ -217,7 +211,7 @@ def _told(match: Match, other: Judged | None, common: int) -> tuple[Change, str]
     name = "B" if match.a is not None else "A"
     if other is None:
         return Change.UNKNOWN, f"the audit of {name} has not examined this class"
-    if other.verdict == UNTESTABLE:
+    if other.verdict == Verdict.UNTESTABLE:
         return Change.UNKNOWN, f"the audit of {name} could not test this class"
     if not common:
         return Change.UNKNOWN, "the two audits looked at no image of this class in common"
@@ -227,4 +221,5 @@ def _told(match: Match, other: Judged | None, common: int) -> tuple[Change, str]
 
 def _severity(finding: FindingChange) -> int:
     cues = [cue for cue in (finding.before, finding.after) if cue is not None]
-    return min(VERDICTS.index(cue.verdict) for cue in cues)
+    order = list(Verdict)
+    return min(order.index(Verdict(cue.verdict)) for cue in cues)

@@ -7,7 +7,7 @@ from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
 
-from explainer.audit.verdict import Verdict
+from explainer.audit.verdicts import Verdict
 from jobs import heatmaps, pictures
 from jobs.aggregate import read_means
 from jobs.audit import audit

@@ -6,6 +6,7 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
+from explainer.audit.verdicts import ACCUSED
 from storage.audits import Audit, chosen_audit
 from storage.runs import Run
 from storage.schema import CONTENT_DIGEST
@@ -31,7 +32,7 @@ class Cue:
     @property
     def is_accused(self) -> bool:
         """Whether the class may rest on it: neither cleared nor untestable."""
-        return self.verdict not in ("cleared", "not-testable")
+        return self.row["verdict"] in ACCUSED
 
     @property
     def name(self) -> str:

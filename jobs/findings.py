@@ -9,7 +9,8 @@ import pyarrow as pa
 from explainer.audit.evidence import ClassEvidence, CueEvidence
 from explainer.audit.significance import Estimate
 from explainer.audit.statistics import MapSummary
-from explainer.audit.verdict import Finding, Verdict, findings, worst
+from explainer.audit.verdict import Finding, findings, worst
+from explainer.audit.verdicts import Verdict
 from explainer.classes import ClassNames
 from jobs.audit_worker import PROPERTIES
 from storage import audit_schema, schema

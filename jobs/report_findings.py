@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from explainer.audit.verdict import Verdict, worst_of
-from jobs.audit_told import TOLD
+from explainer.audit.verdicts import ACCUSED, Verdict, worst_of
 from jobs.report_scan import Shown
 from storage.audits import Audit
 
@@ -148,7 +147,7 @@ class Findings:
     @property
     def cards(self) -> list[dict[str, Any]]:
         """The findings that ask for a look."""
-        return [row for row in self.rows if row["cue"] is not None and row["verdict"] in TOLD]
+        return [row for row in self.rows if row["cue"] is not None and row["verdict"] in ACCUSED]
 
     @property
     def missing(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from explainer.audit.verdict import Verdict
+from explainer.audit.verdicts import Verdict
 from explainer.preprocess import Preprocessing
 from jobs.comparison import ClassComparison, Comparison
 from jobs.report_classes import Classes, ClassView, Map

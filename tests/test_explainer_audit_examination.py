@@ -14,7 +14,8 @@ from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory, noise
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import Trial
-from explainer.audit.verdict import Verdict, findings, worst
+from explainer.audit.verdict import findings, worst
+from explainer.audit.verdicts import Verdict
 from explainer.checkpoints import read_checkpoint
 from jobs import pictures
 from jobs.demo import ARCHITECTURE, MODEL

@@ -16,7 +16,8 @@ from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import RECIPIENTS, Trial
-from explainer.audit.verdict import Finding, Verdict, findings
+from explainer.audit.verdict import Finding, findings
+from explainer.audit.verdicts import Verdict
 
 SIZE, GRID, PART = 96, (8, 8), 24  # pixels, tokens, and pixels across an object or a sticker
 IMAGES, OTHERS = 80, 60

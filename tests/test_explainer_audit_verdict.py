@@ -7,7 +7,8 @@ import pytest
 from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control
 from explainer.audit.significance import Estimate
-from explainer.audit.verdict import Finding, Verdict, findings, worst
+from explainer.audit.verdict import Finding, findings, worst
+from explainer.audit.verdicts import Verdict
 
 SHORTCUT = CueEvidence(
     kind="content",

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from explainer.audit.verdict import Verdict
+from explainer.audit.verdicts import Verdict
 from jobs import audit_plan, pictures
 from jobs.audit import Outcome, Plan, audit, audit_job, read_subject
 from jobs.audit_plan import candidates, class_images, recipients

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs import compare_findings
 from jobs.aggregate import Aggregate, class_heatmaps, sum_part
 from jobs.commands import CompareConfig
 from jobs.compare import compare, compare_runs
@@ -636,14 +635,6 @@ def test_only_finished_audits_of_the_runs_own_rows_count_and_of_these_the_last(t
     audit_of(b, cues, seed=2, ended="2026-01-01")
     (finding,) = compare_runs(a, b).findings
     assert finding.change is Change.GONE
-
-
-def test_verdicts_are_those_of_the_audit():
-    from explainer.audit.verdict import Verdict
-    from jobs.audit_told import TOLD
-
-    assert tuple(map(str, Verdict)) == compare_findings.VERDICTS
-    assert tuple(map(str, TOLD)) == compare_findings.ACCUSED
 
 
 # Two checkpoints.

@@ -8,12 +8,12 @@ gone: the object is still there, and does not help. Where an object is cut, carr
 the others.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
+from explainer.audit.verdicts import Verdict, worst_of
 
 LEAST_LIFT, LEAST_DROP = 0.10, 0.10
 MOST_Q = 0.05
@@ -30,16 +30,6 @@ RARE_SHARE, RARE_CARRIERS, MOST_Q_OF_RARE = 0.25, 30, 0.01
 OBJECT_DEFICIT = 0.75
 # A moving cue on so large a share of a class may well be what the class is.
 OBJECT_SHARE = 0.9
-
-
-class Verdict(StrEnum):
-    """What an audit says of a class or of a cue, from worst to best."""
-
-    SHORTCUT = "shortcut"
-    COMPACT_CUE = "compact cue: look at it"
-    CONTEXT = "context"
-    UNTESTABLE = "not testable"
-    CLEARED = "cleared"
 
 
 @dataclass(frozen=True)
@@ -90,19 +80,6 @@ def findings(classes: Sequence[ClassEvidence]) -> list[Finding]:
 def worst(found: Sequence[Finding]) -> dict[int, Verdict]:
     """The worst verdict on each class."""
     return worst_of((f.evidence.target, f.cue, f.verdict) for f in found)
-
-
-def worst_of(found: Iterable[tuple[int, int | None, Verdict]]) -> dict[int, Verdict]:
-    """The worst verdict on each class, of (class, cue or None, verdict).
-
-    A cue that too few images carry to test it is no verdict on its class.
-    """
-    order = list(Verdict)
-    result: dict[int, Verdict] = {}
-    for target, cue, told in found:
-        verdict = Verdict.CLEARED if cue is not None and told is Verdict.UNTESTABLE else told
-        result[target] = min(result.get(target, verdict), verdict, key=order.index)
-    return result
 
 
 def _without_cue(evidence: ClassEvidence) -> Finding:
