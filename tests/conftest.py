@@ -1,5 +1,6 @@
 """Fixtures that several test files share: a real S3 server, places to write to, photographs."""
 
+import asyncio
 import io
 import json
 import os
@@ -360,13 +361,15 @@ def demonstration(ray_address: str, tmp_path_factory: pytest.TempPathFactory) ->
     return Demonstration(out, images, code, console.file.getvalue())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium."""
+    """A headless Chromium; while it is open, no other module's `asyncio.run` works here."""
     if chromium() is None:
         pytest.skip("no Chromium: install it, or set CHROMIUM")
     with browsing() as found:
         yield found
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        asyncio.get_running_loop()
 
 
 @pytest.fixture
