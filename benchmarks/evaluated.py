@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jobs.cli import run
 from jobs.config import EvaluateConfig, ExecutionConfig, ExplainConfig, InputConfig, ModelConfig
+from jobs.replica_config import ReplicaConfig
 
 
 def explain_and_evaluate(
@@ -24,6 +25,6 @@ def explain_and_evaluate(
         methods=options.methods,
         sample=2 * options.images,
         boxes=None if boxes is None else str(boxes),
-        replicas=2,
+        execution=ReplicaConfig(replicas=2),
     )
     return explained or run(config)

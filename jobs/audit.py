@@ -69,7 +69,7 @@ def audit(config: AuditConfig, console: Console) -> Outcome:
     chosen = _chosen(config, plan, subject.prepared.model.class_names)
     audited = open_or_create_audit(subject.run, _identity(config, subject))
     tell = partial(console.print, markup=False)
-    with Lease(audited.run.root).held(config.take_over, tell) as lease:
+    with Lease(audited.run.root).held(config.execution.take_over, tell) as lease:
         attempt = Attempt(lease)
         todo = plan.only(chosen - audited.committed())
         tell(f"{len(chosen)} classes, of which {len(todo.classes)} are to be examined")
@@ -138,7 +138,7 @@ def examine_classes(
     """Have replicas examine classes and publish the evidence, until all are or time is up."""
     shards = [Shard(i, 0, len(images.rows)) for i, images in enumerate(todo.classes)]
     ends = time.monotonic() + 60 * (config.budget or float("inf"))
-    with stopping(attempt), connected(config.address), attempt.signals.caught():
+    with stopping(attempt), connected(config.execution.address), attempt.signals.caught():
         pool = _pool(config, subject, audited, todo)
         images = sum(shard.rows for shard in shards)
         with (

@@ -1,12 +1,13 @@
 """Ray itself: a connection to it, what the cluster has, and functions that run on all of it."""
 
 import logging
+import math
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ray
@@ -19,7 +20,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from jobs.config import ExecutionConfig
+from jobs.config import ConfigurationError
+from jobs.replica_config import Bounds, ReplicaConfig
 from storage.locations import StorageUnavailable
 
 # What befalls work through no fault of its own or of this program: it can be tried again.
@@ -133,31 +135,52 @@ def _resolved(address: str) -> tuple[str, str]:
     return ray.util.get_node_ip_address() if ip.startswith("127.") else ip, port
 
 
-def resources(execution: ExecutionConfig) -> Resources:
-    """Decide what a replica is: a GPU where the cluster has one, else some cores of one node.
+def resources(asked: ReplicaConfig) -> Resources:
+    """Decide what a replica is: a GPU, or a share of one, where the cluster has one, else cores.
 
     A CPU replica computes on all of its cores, and the little that decoding takes beside a ViT on
-    a CPU is left to the operating system: loading tasks ask for no core of their own there.
+    a CPU is left to the operating system: loading tasks ask for no core of their own there. Raises
+    ConfigurationError where a GPU is to be shared and there is none.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores_of_nodes = [int(node.get("CPU", 0)) for node in nodes]
+    cores_of_nodes = [int(node.get("CPU", 0)) for node in _nodes()]
+    gpus = sum(int(node.get("GPU", 0)) for node in _nodes())
+    if asked.device == "cuda" or (asked.device == "auto" and gpus > 0):
+        # Ray rounds to four digits: so many fit onto one GPU then.
+        share = math.floor(1e4 / asked.replicas_per_gpu) / 1e4
+        none_yet = Resources("cuda", 1, 0, share, loader_cpus=1, ahead=2, threads=None)
+        return grown(none_yet, asked.bounds)
+    if asked.replicas_per_gpu > 1:
+        raise ConfigurationError(
+            [f"--replicas-per-gpu {asked.replicas_per_gpu} needs GPUs; the cluster has none"]
+        )
     cpus, largest = sum(cores_of_nodes), max(cores_of_nodes, default=0)
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    if execution.device == "cuda" or (execution.device == "auto" and gpus > 0):
-        replicas = execution.replicas or max(1, gpus)
-        ahead = 2 + cpus // replicas
-        return Resources("cuda", replicas, 0, 1, loader_cpus=1, ahead=ahead, threads=None)
-    wanted = sum(max(1, cores // CORES_OF_A_CPU_REPLICA) for cores in cores_of_nodes if cores)
-    replicas = execution.replicas or max(1, wanted)
-    cores = max(1, min(largest, cpus // replicas))
-    share = min(float(cores), cpus / replicas)
-    return Resources("cpu", replicas, share, 0, loader_cpus=0, ahead=1, threads=cores)
+    none_yet = Resources("cpu", 1, 0, 0, loader_cpus=0, ahead=1, threads=None)
+    need = grown(none_yet, asked.bounds)
+    cores = max(1, min(largest, cpus // need.replicas))
+    return replace(need, replica_cpus=min(float(cores), cpus / need.replicas), threads=cores)
+
+
+def grown(need: Resources, bounds: Bounds) -> Resources:
+    """The same, for as many replicas as the cluster has room for by now; never for fewer."""
+    nodes = _nodes()
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    if need.device == "cuda":
+        room = sum(int(node.get("GPU", 0)) for node in nodes) * int(1 / need.replica_gpus)
+    else:
+        room = sum(max(1, count // CORES_OF_A_CPU_REPLICA) for count in cores if count)
+    replicas = bounds.most or max(bounds.least, room, need.replicas)
+    ahead = 2 + sum(cores) // replicas if need.device == "cuda" else need.ahead
+    return replace(need, replicas=replicas, ahead=ahead)
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """What each node that is alive has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def asked_and_there(need: Resources) -> str:
     """What a replica asks of a node, and what the nodes have."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    have = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in nodes)
+    have = "; ".join(f"{n.get('GPU', 0):g} GPUs and {n.get('CPU', 0):g} CPUs" for n in _nodes())
     return (
         f"each asks one node for {need.replica_gpus:g} GPUs and {need.replica_cpus:g} CPUs; the "
         f"nodes have {have}"

@@ -1,11 +1,12 @@
 """What a run is asked to do: frozen records whose field comments serve --help and run.json."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Annotated, Literal
 
 import tyro
+
+from jobs.replica_config import ReplicaConfig, too_small
 
 Flag = tyro.conf.arg
 
@@ -112,25 +113,9 @@ class MethodConfig:
 
 
 @dataclass(frozen=True)
-class ExecutionConfig:
+class ExecutionConfig(ReplicaConfig):
     """Where and how fast; none of this changes a row."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU a replica where the cluster has GPUs, else CPU cores."""
-    replicas: int | None = None
-    """How many copies of the model. Default: one a GPU, or one for every four cores."""
-    batch_size: int | None = None
-    """Images that go through the model at once; halved where they do not fit into a GPU's memory.
-    Default: 32 on CPU cores, 128 on a GPU."""
-    address: str | None = None
-    """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
-    start_timeout: float = 600.0
-    """Seconds to wait for the first replica."""
-    shard_timeout: float | None = None
-    """Seconds after which a replica is taken for hung. Default: ten times what the slowest shard so
-    far took, by rows, and at least five minutes; four hours while none is done."""
-    take_over: bool = False
-    """Take the run from the driver that holds it, dead or alive."""
     allow_definition: bool = False
     """Explain by the definition, at dozens of forward passes an image, what has no cheap exact
     form."""
@@ -165,13 +150,7 @@ class ExplainConfig:
             found.append(
                 f"give one of --images and --manifest; got {' and '.join(given) or 'none'}"
             )
-        if self.execution.replicas is not None and self.execution.replicas < 1:
-            found.append(f"--replicas must be at least 1; got {self.execution.replicas}")
-        if self.execution.batch_size is not None and self.execution.batch_size < 1:
-            found.append(f"--batch-size must be at least 1; got {self.execution.batch_size}")
-        timeout = self.execution.shard_timeout
-        if timeout is not None and timeout <= 0:
-            found.append(f"--shard-timeout is in seconds, more than 0; got {timeout:g}")
+        found += self.execution.problems()
         for name in ("sample", "limit"):
             count = getattr(self.input, name)
             if count is not None and count < 1:
@@ -202,18 +181,7 @@ class AuditConfig:
     """Exit with code 4 where there is such a finding."""
     allow_untested: bool = False
     """With --fail-on, take classes that could not be tested for clean ones."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU a replica where the cluster has GPUs, else CPU cores."""
-    replicas: int | None = None
-    """How many copies of the model. Default: one a GPU, or one for every four cores."""
-    batch_size: int | None = None
-    """Images that go through the model at once. Default: 32 on CPU cores, 128 on a GPU."""
-    address: str | None = None
-    """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
-    start_timeout: float = 600.0
-    """Seconds to wait for the first replica."""
-    take_over: bool = False
-    """Take the audit from the driver that holds it, dead or alive."""
+    execution: ReplicaConfig = field(default_factory=ReplicaConfig)
     input_storage: str | None = None
     """JSON file of fsspec options for reading images, manifest, checkpoint and head."""
     output_storage: str | None = None
@@ -221,23 +189,10 @@ class AuditConfig:
 
     def problems(self) -> list[str]:
         """What can be told wrong from the values alone, one line each."""
-        found = too_small(self, {"images": 2, "replicas": 1, "batch_size": 1, "seed": 0})
+        found = too_small(self, {"images": 2, "seed": 0}) + self.execution.problems()
         if self.budget is not None and self.budget <= 0:
             found.append(f"--budget is in minutes, more than 0; got {self.budget:g}")
         return found
-
-    @property
-    def execution(self) -> ExecutionConfig:
-        """What these options say of replicas."""
-        return ExecutionConfig(
-            device=self.device,
-            replicas=self.replicas,
-            batch_size=self.batch_size,
-            address=self.address,
-            start_timeout=self.start_timeout,
-            take_over=self.take_over,
-            allow_definition=True,
-        )
 
 
 @dataclass(frozen=True)
@@ -265,18 +220,7 @@ class EvaluateConfig:
     """Where what matters lies, for pointing game and relevance mass: Parquet, CSV or JSON lines
     with image_id, left, top, right, bottom (pixels of the file as stored), or Parquet with image_id
     and mask (PNG)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU a replica where the cluster has GPUs, else CPU cores."""
-    replicas: int | None = None
-    """How many copies of the model. Default: one a GPU, or one for every four cores."""
-    batch_size: int | None = None
-    """Images that are judged at once, at most 32; halved where a GPU does not hold them."""
-    address: str | None = None
-    """Ray cluster to connect to. Default: RAY_ADDRESS, or a cluster of its own on this machine."""
-    start_timeout: float = 600.0
-    """Seconds to wait for the first replica."""
-    take_over: bool = False
-    """Take the evaluation from the driver that holds it, dead or alive."""
+    execution: ReplicaConfig = field(default_factory=ReplicaConfig)
     input_storage: str | None = None
     """JSON file of fsspec options for reading images, manifest, checkpoint, head and boxes."""
     output_storage: str | None = None
@@ -284,8 +228,7 @@ class EvaluateConfig:
 
     def problems(self) -> list[str]:
         """What can be told wrong from the values alone, one line each."""
-        leasts = {"sample": 1, "replicas": 1, "batch_size": 1, "seed": 0, "steps": 2}
-        found = too_small(self, leasts)
+        found = too_small(self, {"sample": 1, "seed": 0, "steps": 2}) + self.execution.problems()
         names = self.methods.split(",")
         found += [
             f"--methods names {name!r} twice"
@@ -293,29 +236,6 @@ class EvaluateConfig:
             if names.count(name) > 1
         ]
         return found
-
-    @property
-    def execution(self) -> ExecutionConfig:
-        """What these options say of replicas."""
-        return ExecutionConfig(
-            device=self.device,
-            replicas=self.replicas,
-            batch_size=self.batch_size,
-            address=self.address,
-            start_timeout=self.start_timeout,
-            take_over=self.take_over,
-            allow_definition=True,
-        )
-
-
-def too_small(config: object, leasts: Mapping[str, int]) -> list[str]:
-    """A line for each given number that is below its least."""
-    values = {name: getattr(config, name) for name in leasts}
-    return [
-        f"--{name.replace('_', '-')} must be at least {leasts[name]}; got {value}"
-        for name, value in values.items()
-        if value is not None and value < leasts[name]
-    ]
 
 
 class Exit(IntEnum):

@@ -26,6 +26,7 @@ from jobs.explain import explain
 from jobs.findings import Report
 from jobs.options import read_options
 from jobs.prepare import INPUT_ERRORS
+from jobs.replica_config import ReplicaConfig
 from jobs.report import report
 from storage.locations import Location
 from storage.runs import open_run
@@ -64,7 +65,7 @@ def demo(out: str, images: int, output_storage: str | None, console: Console) ->
         audited = audit(
             AuditConfig(
                 run=out,
-                replicas=REPLICAS,
+                execution=ReplicaConfig(replicas=REPLICAS),
                 input_storage=output_storage,
                 output_storage=output_storage,
             ),

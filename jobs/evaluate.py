@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Exit:
     plan = read_plan(config, subject)
     evaluation = open_or_create_evaluation(subject.run, _identity(config, subject, plan))
     tell = partial(console.print, markup=False)
-    with Lease(evaluation.run.root).held(config.take_over, tell) as lease:
+    with Lease(evaluation.run.root).held(config.execution.take_over, tell) as lease:
         attempt = Attempt(lease)
         todo = remaining(plan.shards, evaluation.committed())
         tell(
@@ -73,7 +73,7 @@ def evaluate(config: EvaluateConfig, console: Console) -> Exit:
             f"{sum(shard.rows for shard in todo)} are to be judged"
         )
         if todo:
-            with stopping(attempt), connected(config.address), attempt.signals.caught():
+            with stopping(attempt), connected(config.execution.address), attempt.signals.caught():
                 _judge(config, subject, evaluation, plan, attempt, console)
         missing = remaining(plan.shards, evaluation.committed())
         found = None if missing else close(evaluation, plan)

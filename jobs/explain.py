@@ -15,11 +15,12 @@ from jobs.aggregate import FEW_PARTS, Aggregate, ClassHeatmap, aggregate, class_
 from jobs.cluster import INFRASTRUCTURE, ClusterError, connected, in_order, reason, resources
 from jobs.config import ConfigurationError, ExecutionConfig, Exit, ExplainConfig
 from jobs.plan import Shard, remaining
-from jobs.pool import Pool, ShardFailure
+from jobs.pool import Pool
 from jobs.prepare import Prepared, prepare
 from jobs.progress import RunProgress
 from jobs.replica import Replica
 from jobs.retry import shards_to_retry
+from jobs.shard_queue import ShardFailure
 from jobs.summary import Attempt
 from jobs.watched_pool import WatchedPool
 from storage import schema

@@ -1,7 +1,7 @@
 """The driver's side of the replicas: keep them alive, hand out shards, take back reports."""
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -13,83 +13,59 @@ from ray import ObjectRef
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from explainer import PrecisionError
-from jobs.cluster import INFRASTRUCTURE, ClusterError, Resources, asked_and_there, reason
-from jobs.config import ConfigurationError, ExecutionConfig
-from jobs.crashes import MOST_CRASHED, Suspicion
+from jobs.cluster import INFRASTRUCTURE, ClusterError, Resources, asked_and_there, grown, reason
+from jobs.config import ConfigurationError
 from jobs.loader import load_batch
+from jobs.member import Member, straggler
 from jobs.patience import Patience
 from jobs.plan import Shard
 from jobs.replica import Explains, Replica, ReplicaInfo
+from jobs.replica_config import ReplicaConfig
+from jobs.shard_queue import MOST_ATTEMPTS, ShardFailure, ShardQueue
 from jobs.worker import Job, ShardReport
-from storage.locations import StorageUnavailable
 
-MOST_ATTEMPTS = 3
 POLL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class ShardFailure:
-    """A shard that is left undone, and why its last attempt failed."""
-
-    shard: Shard
-    error: str
-
-
-@dataclass
-class _Member:
-    """A replica and what it was given: the shard in hand and the one that loads behind it.
-
-    `since` is when it was given the shard, on the monotonic clock; `hung` says how long it took,
-    once it was ended for that.
-    """
-
-    actor: Any
-    since: float = 0.0
-    hung: str | None = None
-    ready: bool = False
-    shard: Shard | None = None
-    upcoming: Shard | None = None
+GROW_SECONDS = 10.0
 
 
 @dataclass
 class Pool:
     """Replicas that explain shards; a lost one is replaced and its shards go back to the queue.
 
-    Of shards that are `committed` only the failed images are explained, again. A shard that kills
-    is searched for the image that does (jobs.crashes). `replica` is the actor's
-    class; `news` are sentences for the user, `retried` and `lost` count shards that went back to
-    the queue and replicas that are gone; `first_ready` is when the first replica had its model,
-    on the monotonic clock.
+    Of shards that are `committed` only the failed images are explained, again. `replica` is the
+    actor's class; `news` are sentences for the user, `lost` counts replicas that are gone;
+    `first_ready` is when the first replica had its model, on the monotonic clock. `resources` grow
+    with the cluster. At the end, when nothing waits, a shard that is late is given to a second
+    replica too.
     """
 
     job: Job
     resources: Resources
-    execution: ExecutionConfig
+    execution: ReplicaConfig
     committed: frozenset[int] = frozenset()
     replica: type[Explains] = Replica
     replicas: list[ReplicaInfo] = field(default_factory=list)
     news: list[str] = field(default_factory=list)
-    retried: int = 0
     lost: int = 0
     first_ready: float | None = None
-    _queue: deque[Shard] = field(default_factory=deque)
-    _attempts: Counter[int] = field(default_factory=Counter)
-    _suspicions: dict[int, Suspicion] = field(default_factory=dict)
-    _calls: dict["ObjectRef[Any]", _Member] = field(default_factory=dict)
+    _queue: ShardQueue = field(init=False)
+    _calls: dict["ObjectRef[Any]", Member] = field(default_factory=dict)
+    _idle: list[Member] = field(default_factory=list)
     _losses_in_a_row: int = 0
     _patience: Patience = field(init=False)
 
     def __post_init__(self) -> None:
         self._patience = Patience(self.execution.shard_timeout)
+        self._queue = ShardQueue(self.job, self.news)
 
     @property
     def live(self) -> int:
-        """How many replicas are at work."""
-        return sum(member.ready for member in self._calls.values())
+        """How many replicas have their model."""
+        return sum(member.ready for member in self._members)
 
     @property
     def running(self) -> int:
-        """How many shards are in hand."""
+        """How many replicas have a shard in hand."""
         return sum(member.shard is not None for member in self._calls.values())
 
     @property
@@ -98,38 +74,64 @@ class Pool:
         behind = sum(member.upcoming is not None for member in self._calls.values())
         return len(self._queue) + behind
 
+    @property
+    def retried(self) -> int:
+        """How many shards went back to the queue."""
+        return self._queue.retried
+
+    @property
+    def _members(self) -> list[Member]:
+        return [*self._calls.values(), *self._idle]
+
     def explain(self, shards: list[Shard]) -> Generator[ShardReport | ShardFailure | None]:
         """Yield a report or a failure for every shard as they end, and None where time passes.
 
         Leaving the iterator early ends all replicas. Raises ClusterError where for --start-timeout
-        seconds no replica is there to work, or replicas are lost over and over, and
+        seconds too few replicas are there to work, or replicas are lost over and over, and
         ConfigurationError where the model does not fit into the precision that was asked for.
         """
         self._queue.extend(shards)
         job = ray.put(self.job)
-        outstanding = len(shards)
         try:
-            for _ in range(min(self.resources.replicas, len(shards))):
-                self._start(job)
+            self._recruit(job)
             self._start_loading()
-            last_live = time.monotonic()
-            while outstanding:
+            enough = grown = time.monotonic()
+            while self._queue.undone:
                 done, _ = ray.wait(list(self._calls), num_returns=1, timeout=POLL_SECONDS)
-                if self.live:
-                    last_live = time.monotonic()
+                now = time.monotonic()
+                enough = now if self.live >= self._least else enough
                 self._end_hung()
+                if now - grown > GROW_SECONDS:
+                    self._grow()
+                    grown = now
                 if not done:
-                    self._check_alive(last_live)
+                    self._check_enough(enough)
                     yield None
                 for call in done:
-                    outcome = self._settle(call, job)
+                    outcome = self._settle(call)
                     if outcome is not None:
-                        outstanding -= 1
+                        self._queue.settle(outcome.shard)
                         yield outcome
+                self._employ_idle()
+                self._recruit(job)
         finally:
-            for member in self._calls.values():
+            for member in self._members:
                 ray.kill(member.actor)
             self._calls.clear()
+            self._idle.clear()
+
+    def _recruit(self, job: "ObjectRef[Job]") -> None:
+        """Ask for replicas, up to as many as are wanted, while shards wait for them."""
+        missing = self.resources.replicas - len(self._members)
+        for _ in range(min(missing, len(self._queue))):
+            self._start(job)
+
+    def _grow(self) -> None:
+        """Use what has joined the cluster."""
+        before, self.resources = self.resources, grown(self.resources, self.execution.bounds)
+        if self.resources.ahead != before.ahead:
+            for member in self._members:
+                member.actor.load_ahead.remote(self.resources.ahead)
 
     def _start(self, job: "ObjectRef[Job]") -> None:
         need = self.resources
@@ -144,7 +146,7 @@ class Pool:
             .remote(job, need.loader_cpus, need.ahead)
         )
         ready: ObjectRef[Any] = actor.ready.remote()
-        self._calls[ready] = _Member(actor)
+        self._calls[ready] = Member(actor)
 
     def _start_loading(self) -> None:
         """Load nothing, so that loading processes start beside the replicas: both take seconds."""
@@ -154,21 +156,19 @@ class Pool:
         for _ in range(need.replicas * need.ahead):
             load.remote(nothing, self.job.reading, self.job.model.preprocessing)
 
-    def _settle(
-        self, call: "ObjectRef[Any]", job: "ObjectRef[Job]"
-    ) -> ShardReport | ShardFailure | None:
+    def _settle(self, call: "ObjectRef[Any]") -> ShardReport | ShardFailure | None:
         """Take one call's result, give its replica the next shard, and say what became of it."""
         member = self._calls.pop(call)
         try:
             result: ReplicaInfo | ShardReport | None = ray.get(call)
         except RayActorError as error:
-            return self._replace(member, job, member.hung or reason(error))
+            return self._lose(member, member.hung or reason(error))
         except (WorkerCrashedError, OutOfMemoryError) as error:
-            failure = self._killed(member.shard, "loading task died", reason(error))
+            failure = self._undo(member.shard, reason(error), "loading task died")
             self._assign(member)
             return failure
         except (*INFRASTRUCTURE, torch.OutOfMemoryError) as error:
-            failure = self._retry(member.shard, reason(error))
+            failure = self._undo(member.shard, reason(error))
             self._assign(member)
             return failure
         except PrecisionError as error:
@@ -179,7 +179,7 @@ class Pool:
         return outcome
 
     def _note(
-        self, member: _Member, result: ReplicaInfo | ShardReport | None
+        self, member: Member, result: ReplicaInfo | ShardReport | None
     ) -> ShardReport | ShardFailure | None:
         """Learn from what a replica gave back, which is nothing where a probe did no harm."""
         if isinstance(result, ReplicaInfo):
@@ -187,11 +187,11 @@ class Pool:
             member.ready = True
             return None
         if result is not None:
-            self._patience.learn(result.shard, time.monotonic() - member.since)
-        elif member.shard is not None:
-            suspicion = self._suspicions[member.shard.index]
-            return self._search_on(suspicion, suspicion.survived())
-        return result
+            took = time.monotonic() - member.since
+            self._patience.learn(result.shard, took)
+            member.row_seconds = took / result.shard.rows
+            return result if self._queue.is_undone(result.shard) else None
+        return None if member.shard is None else self._queue.survived(member.shard)
 
     def _admit(self, replica: ReplicaInfo) -> None:
         expected = self.job.run.description["fingerprint_of"]["model"]["weights"]
@@ -202,20 +202,53 @@ class Pool:
         self.replicas.append(replica)
         self.first_ready = self.first_ready or time.monotonic()
 
-    def _assign(self, member: _Member) -> None:
-        """Call the replica with its next shard, or end it where there is nothing left."""
+    def _assign(self, member: Member) -> None:
+        """Call the replica with its next shard, or have it wait where there is nothing left."""
         shard = member.upcoming or self._take()
         if shard is None:
-            ray.kill(member.actor)
+            member.shard = None
+            self._idle.append(member)
             return
-        member.shard, member.upcoming = shard, self._take(steal=False)
+        self._give(member, shard, self._queue.take())
+
+    def _give(self, member: Member, shard: Shard, upcoming: Shard | None = None) -> None:
+        member.shard, member.upcoming = shard, upcoming
         member.since = time.monotonic()
         self._calls[self._call(member, shard)] = member
 
-    def _call(self, member: _Member, shard: Shard) -> "ObjectRef[Any]":
+    def _employ_idle(self) -> None:
+        """Give replicas without work a shard, or a copy of one that is late; end superfluous ones.
+
+        Two replicas that explain the same shard do no harm: the second one's part is discarded.
+        """
+        waiting, self._idle = self._idle, []
+        for member in waiting:
+            self._assign(member)
+        waiting, self._idle = self._idle, []
+        for member in waiting:
+            slow = straggler(self._alone_on_a_shard(), member, time.monotonic())
+            if slow is not None and slow.shard is not None:
+                late = f"shard {slow.shard.index} takes long"
+                self.news.append(f"{late}: a second replica explains it too")
+                self._give(member, slow.shard)
+            elif len(self._idle) < self.running:
+                self._idle.append(member)
+            else:
+                ray.kill(member.actor)
+
+    def _alone_on_a_shard(self) -> list[Member]:
+        """Who has a shard in hand that nobody else has, and that never killed."""
+        holders = Counter(m.shard.index for m in self._calls.values() if m.shard is not None)
+        return [
+            m
+            for m in self._calls.values()
+            if m.shard and holders[m.shard.index] == 1 and not self._is_special(m.shard)
+        ]
+
+    def _call(self, member: Member, shard: Shard) -> "ObjectRef[Any]":
         """Have a replica do what its shard needs next, loading nothing ahead that may kill."""
         actor, upcoming = member.actor, member.upcoming
-        suspicion = self._suspicions.get(shard.index)
+        suspicion = self._queue.suspicion(shard)
         if suspicion is not None and suspicion.probe is not None:
             called = actor.probe.remote(suspicion.probe, suspicion.crashed)
         elif shard.index in self.committed:
@@ -228,7 +261,7 @@ class Pool:
         return cast("ObjectRef[Any]", called)
 
     def _is_special(self, shard: Shard) -> bool:
-        return shard.index in self._suspicions or shard.index in self.committed
+        return self._queue.suspicion(shard) is not None or shard.index in self.committed
 
     def _end_hung(self) -> None:
         """End replicas that take far too long for a shard; their calls fail as a lost one's do."""
@@ -240,17 +273,17 @@ class Pool:
                 member.hung = f"hung: {took:.0f} s for shard {member.shard.index}"
                 ray.kill(member.actor)
 
-    def _take(self, *, steal: bool = True) -> Shard | None:
-        """The next shard of the queue; an idle replica takes one that another holds in reserve."""
-        if self._queue:
-            return self._queue.popleft()
-        reserved = [m for m in self._calls.values() if m.upcoming is not None] if steal else []
+    def _take(self) -> Shard | None:
+        """The next shard of the queue, or one that another replica holds in reserve."""
+        if (shard := self._queue.take()) is not None:
+            return shard
+        reserved = [m for m in self._calls.values() if m.upcoming is not None]
         if not reserved:
             return None
         shard, reserved[0].upcoming = reserved[0].upcoming, None
         return shard
 
-    def _replace(self, member: _Member, job: "ObjectRef[Job]", error: str) -> ShardFailure | None:
+    def _lose(self, member: Member, error: str) -> ShardFailure | None:
         """A lost replica may have published its shard or not: creating a part twice is harmless."""
         ray.kill(member.actor)
         self.news.append(f"a replica was lost: {error}")
@@ -259,59 +292,32 @@ class Pool:
         if self._losses_in_a_row > MOST_ATTEMPTS * self.resources.replicas:
             raise ClusterError(f"{self._losses_in_a_row} replicas lost in a row; the last: {error}")
         if member.upcoming is not None:
-            self._queue.appendleft(member.upcoming)
+            self._queue.put_first(member.upcoming)
         by = "replica died" if member.hung is None else "replica hung"
-        outcome = self._killed(member.shard, by, error)
-        if self._queue or member.shard is None:
-            self._start(job)
-        return outcome
+        return self._undo(member.shard, error, by)
 
-    def _killed(self, shard: Shard | None, by: str, error: str) -> ShardFailure | None:
-        """Search on for the image that kills, or put the shard back without one that was found."""
-        if shard is None:
+    def _undo(
+        self, shard: Shard | None, error: str, killed: str | None = None
+    ) -> ShardFailure | None:
+        """A shard was begun and not done: it is tried again, unless another replica has it too."""
+        in_hand = [member.shard for member in self._calls.values()]
+        if shard is None or shard in in_hand or not self._queue.is_undone(shard):
             return None
-        suspicion = self._suspicions.setdefault(shard.index, Suspicion(shard))
-        if suspicion.probe is None:
-            suspicion.killed(by, self._in_hand(shard))
-            return self._retry(shard, error)
-        return self._search_on(suspicion, suspicion.killed(by, None))
+        if killed is not None:
+            return self._queue.killed(shard, killed, error)
+        return self._queue.retry(shard, error)
 
-    def _search_on(self, suspicion: Suspicion, convicted: int | None) -> ShardFailure | None:
-        """Put a shard under suspicion at the head of the queue, unless too much of it crashes."""
-        shard = suspicion.shard
-        if convicted is not None:
-            row = self.job.row_of(shard, convicted)
-            self.news.append(f"row {row} of the manifest {suspicion.crashed[convicted]}")
-            self._attempts[shard.index] = 1
-        if suspicion.is_hopeless:
-            return ShardFailure(shard, f"more than {MOST_CRASHED} of its images crash")
-        self._queue.appendleft(shard)
-        self.retried += 1
-        return None
+    @property
+    def _least(self) -> int:
+        """How many replicas have to be at work, of those that there are shards for."""
+        return min(self.execution.bounds.least, self._queue.undone)
 
-    def _in_hand(self, shard: Shard) -> Shard | None:
-        """The rows that were in hand when the shard killed, if they were noted."""
-        try:
-            rows = self.job.run.follow_breadcrumb(shard.index)
-        except StorageUnavailable:
-            return None  # then all of the shard's rows are suspects
-        return None if rows is None else Shard(shard.index, rows.start, rows.stop)
-
-    def _retry(self, shard: Shard | None, error: str) -> ShardFailure | None:
-        """Put a shard back into the queue, or give it up after its last attempt."""
-        if shard is None:
-            return None
-        self._attempts[shard.index] += 1
-        if self._attempts[shard.index] >= MOST_ATTEMPTS:
-            return ShardFailure(shard, error)
-        self._queue.append(shard)
-        self.retried += 1
-        return None
-
-    def _check_alive(self, last_live: float) -> None:
-        if time.monotonic() - last_live < self.execution.start_timeout:
+    def _check_enough(self, enough: float) -> None:
+        """Raise ClusterError where the last time with enough replicas is too long ago."""
+        if time.monotonic() - enough < self.execution.start_timeout:
             return
+        fewer = "" if self._least <= 1 else f", which is fewer than {self._least},"
         raise ClusterError(
-            f"0 of {self.resources.replicas} replicas at work for "
+            f"{self.live} of {self.resources.replicas} replicas at work{fewer} for "
             f"{self.execution.start_timeout:g} s; {asked_and_there(self.resources)}"
         )

@@ -12,7 +12,6 @@ from explainer.checkpoints import Checkpoint, CheckpointError, read_checkpoint
 from explainer.models import ModelError, PreprocessingOverrides
 from jobs.config import (
     ConfigurationError,
-    ExecutionConfig,
     ExplainConfig,
     MethodConfig,
     ModelConfig,
@@ -21,6 +20,7 @@ from jobs.config import (
 from jobs.images import check_extends, extended_run, may_be_local, read_images
 from jobs.options import check_writable, read_options
 from jobs.plan import Shard, planned, shard_size
+from jobs.replica_config import ReplicaConfig
 from jobs.worker import Job
 from storage.images import Reading
 from storage.locations import CredentialsRefused, Location, StorageUnavailable, WriteRefused
@@ -75,7 +75,7 @@ class Prepared:
         run: Run,
         stored: Location,
         need: "Resources",
-        asked: ExecutionConfig,
+        asked: ReplicaConfig,
         precision: Precision,
     ) -> Job:
         """What a replica needs for these images and this model. It publishes to `run`; `stored` is

@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import pyarrow as pa
 import ray
+import torch
 
 from jobs.crashes import positions
 from jobs.loader import Batch, load_batch
@@ -14,7 +15,7 @@ from jobs.plan import Shard
 from jobs.retry import explained_rows
 from jobs.row_images import Load
 from jobs.watched_replica import WatchedReplica
-from jobs.worker import ExplainWorker, Job, ShardReport
+from jobs.worker import ExplainWorker, Job, ShardReport, device_name
 from storage.columns import IN_PARQUET
 
 AHEAD_BYTES = 512 * 2**20
@@ -26,6 +27,7 @@ class ReplicaInfo:
 
     node: str
     gpu_ids: Sequence[int | str]
+    device: str
     weights_digest: str
     replica: str = ""
 
@@ -37,14 +39,16 @@ class Explains(Protocol):
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport: ...
     def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport: ...
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None: ...
+    def load_ahead(self, batches: int) -> None: ...
 
 
-def replica_info(weights_digest: str) -> ReplicaInfo:
+def replica_info(job: Job) -> ReplicaInfo:
     """Of the replica that this process is."""
     context = ray.get_runtime_context()
     gpus = context.get_accelerator_ids().get("GPU", [])
     replica = context.get_actor_id() or ""
-    return ReplicaInfo(context.get_node_id(), gpus, weights_digest, replica)
+    device = device_name(torch.device(job.device))
+    return ReplicaInfo(context.get_node_id(), gpus, device, job.model.digest(), replica)
 
 
 def loading(job: Job, loader_cpus: float) -> Load:
@@ -64,12 +68,16 @@ class Replica:
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
         self.worker = ExplainWorker(job)
         self.feed = Feed(job, loader_cpus, ahead)
-        self.info = replica_info(job.model.digest())
-        self.watched = WatchedReplica(job.run.id, self.info.replica, self.info.node)
+        self.info = replica_info(job)
+        self.watched = WatchedReplica(job.run.id, asdict(self.info))
 
     def ready(self) -> ReplicaInfo:
         """Return once the model is loaded."""
         return self.info
+
+    def load_ahead(self, batches: int) -> None:
+        """Keep so many batches loading from now on."""
+        self.feed.ahead = batches
 
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
         """Explain and publish `shard`; `upcoming` is likely this replica's next."""

@@ -1,6 +1,7 @@
 """A replica that looks into a finished run again: a Ray actor around the worker of its job."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from jobs.plan import Shard
 from jobs.replica import ReplicaInfo, loading, replica_info
@@ -14,8 +15,8 @@ class RerunReplica:
 
     def __init__(self, job: RerunJob, loader_cpus: float, ahead: int) -> None:
         self.worker = job.worker(loading(job, loader_cpus))
-        self.info = replica_info(job.model.digest())
-        self.watched = WatchedReplica(job.run.id, self.info.replica, self.info.node)
+        self.info = replica_info(job)
+        self.watched = WatchedReplica(job.run.id, asdict(self.info))
 
     def ready(self) -> ReplicaInfo:
         """Return once the model is loaded."""
@@ -34,3 +35,6 @@ class RerunReplica:
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Work on some images of a shard, for no other end than to see whether they kill."""
         self.worker.probe(rows, crashed)
+
+    def load_ahead(self, batches: int) -> None:
+        """Nothing: a shard's images are loaded all at once."""

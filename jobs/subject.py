@@ -8,6 +8,7 @@ from jobs.config import (
     AuditConfig,
     ConfigurationError,
     EvaluateConfig,
+    ExecutionConfig,
     ExplainConfig,
     InputConfig,
     MethodConfig,
@@ -66,6 +67,6 @@ def _explained_by(config: AuditConfig | EvaluateConfig, stored: Mapping[str, Any
         out=config.run,
         input=InputConfig(**stored["input"], storage=config.input_storage),
         method=MethodConfig(**stored["method"]),
-        execution=config.execution,
+        execution=ExecutionConfig(**vars(config.execution), allow_definition=True),
         output_storage=config.output_storage,
     )

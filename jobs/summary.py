@@ -20,8 +20,10 @@ from jobs.bottleneck import bottleneck
 from jobs.cluster import Resources
 from jobs.config import Exit, ExplainConfig
 from jobs.plan import Shard
-from jobs.pool import Pool, ShardFailure
+from jobs.pool import Pool
 from jobs.prepare import Prepared
+from jobs.replica import ReplicaInfo
+from jobs.shard_queue import ShardFailure
 from jobs.signals import Signals
 from jobs.worker import ShardReport
 from storage.lease import Lease
@@ -37,8 +39,8 @@ class Attempt:
     """What one start of the driver did: totals over its shards, and what it had to leave.
 
     `lease` is its hold on the run, `signals` what told it to stop; `written` are the shards whose
-    parts it saw, whatever a listing that lags says; `result` is there once the class heatmaps are
-    written.
+    parts it saw, whatever a listing that lags says; `replicas` those that were ready; `result` is
+    there once the class heatmaps are written.
     """
 
     lease: Lease
@@ -48,6 +50,7 @@ class Attempt:
     statuses: Counter[str] = field(default_factory=Counter)
     written: set[int] = field(default_factory=set)
     failures: list[ShardFailure] = field(default_factory=list)
+    replicas: list[ReplicaInfo] = field(default_factory=list)
     limited_by: str | None = None
     stopped: Exit | None = None
     problem: str | None = None
@@ -72,6 +75,7 @@ class Attempt:
         on average, for their first batch.
         """
         ended = time.monotonic()
+        self.replicas = pool.replicas
         replicas = max(1, len(pool.replicas))
         first_batch = self.seconds.pop("first_wait", 0.0) / replicas
         self.seconds["run"] = ended - self.started
@@ -166,7 +170,11 @@ def incomplete(
 def _common(run: Run, prepared: Prepared, attempt: Attempt) -> dict[str, Any]:
     """What every summary holds; seconds and rates are the last attempt's."""
     seconds = {stage: round(value, 3) for stage, value in sorted(attempt.seconds.items())}
-    last_attempt: dict[str, Any] = {"images": attempt.statuses.total(), "seconds": seconds}
+    last_attempt: dict[str, Any] = {
+        "images": attempt.statuses.total(),
+        "seconds": seconds,
+        "replicas": [asdict(replica) for replica in attempt.replicas],
+    }
     if attempt.statuses:
         images = attempt.statuses.total()
         after_start = attempt.seconds["run"] - attempt.seconds["start"]

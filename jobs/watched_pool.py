@@ -5,7 +5,8 @@ import time
 from types import TracebackType
 
 from jobs import logs, metrics
-from jobs.pool import Pool, ShardFailure
+from jobs.pool import Pool
+from jobs.shard_queue import ShardFailure
 from jobs.watched_replica import reported
 from jobs.worker import ShardReport
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,11 +18,12 @@ class WatchedReplica:
     Its process logs to stderr, which Ray keeps in a file of the node.
     """
 
-    def __init__(self, run: str, replica: str, node: str) -> None:
+    def __init__(self, run: str, info: Mapping[str, Any]) -> None:
+        """`info` is what the replica reports when it is ready."""
         logs.to_stderr()
-        self.tags = {"run": run, "replica": replica}
-        self.said: dict[str, Any] = {**self.tags, "node": node}
-        logs.log("replica ready", self.said)
+        self.tags = {"run": run, "replica": info["replica"]}
+        self.said: dict[str, Any] = {**self.tags, "node": info["node"]}
+        logs.log("replica ready", {"run": run, **info})
 
     @contextmanager
     def at_work(self, shard: Shard, how: str) -> Iterator[None]:

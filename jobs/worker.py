@@ -187,7 +187,7 @@ class ExplainWorker:
             "shard": str(shard.index),
             STATUSES: json.dumps(statuses, sort_keys=True),
             GENERATION: generation,
-            "device": _device_name(self.device),
+            "device": device_name(self.device),
             "precision": self.job.precision,
             "batch_size": str(self.at_once),
             "form": form_name(self.job.method, self.job.model),
@@ -246,5 +246,6 @@ def refuse_outage(rows: pa.Table, images: int) -> None:
             )
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What parts and replicas call a device: a GPU's product name, or cpu."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

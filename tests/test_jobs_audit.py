@@ -34,6 +34,7 @@ from jobs.config import (
 from jobs.demo import ARCHITECTURE, MODEL, write_pictures
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
+from jobs.replica_config import ReplicaConfig
 from storage.audits import Audit
 from storage.lease import Lease, RunHeld
 from storage.locations import Location, StorageUnavailable
@@ -62,8 +63,7 @@ def config(demonstration: Any, ray_address: str) -> AuditConfig:
     return AuditConfig(
         run=demonstration.out,
         classes=f"{pictures.WATERMARKED},star",
-        address=ray_address,
-        replicas=1,
+        execution=ReplicaConfig(address=ray_address, replicas=1),
     )
 
 
@@ -137,8 +137,8 @@ def test_exit_codes_say_what_was_found_and_what_was_not_tested(config, changes, 
 
 
 def test_classes_that_cannot_be_tested_pass_only_where_they_are_allowed_to(finished):
-    config = AuditConfig(finished.out, address=finished.execution.address, replicas=1)
-    config = replace(config, images=10)  # five of a half
+    execution = ReplicaConfig(address=finished.execution.address, replicas=1)
+    config = AuditConfig(finished.out, images=10, execution=execution)  # five of a half
     outcome, told = run_audit(config)
     assert outcome.code is Exit.COMPLETE
     assert "not testable" in told
@@ -240,13 +240,16 @@ def test_images_that_are_gone_are_left_out_and_a_class_that_lost_most_is_left(
 
 
 def test_all_that_is_wrong_is_told_at_once(config):
-    wrong = replace(config, images=1, replicas=0, seed=-1, budget=-2.0)
+    execution = ReplicaConfig(replicas="4:2", replicas_per_gpu=0, shard_timeout=-1)
+    wrong = replace(config, images=1, seed=-1, budget=-2.0, execution=execution)
     with pytest.raises(ConfigurationError) as error:
         run_audit(wrong)
     assert error.value.problems == [
         "--images must be at least 2; got 1",
-        "--replicas must be at least 1; got 0",
         "--seed must be at least 0; got -1",
+        "--replicas-per-gpu must be at least 1; got 0",
+        "--replicas is N, MIN:MAX or MIN:, with 1 <= MIN <= MAX; got '4:2'",
+        "--shard-timeout is in seconds, more than 0; got -1",
         "--budget is in minutes, more than 0; got -2",
     ]
     with pytest.raises(ConfigurationError, match="--classes: cow is no class of the run's images"):
@@ -270,7 +273,7 @@ def test_a_run_and_images_in_s3_are_audited_there(config, run_job, s3, tmp_path)
         model=ModelConfig(ARCHITECTURE, checkpoint=str(MODEL)),
         out=s3.url("run"),
         input=InputConfig(images=s3.url("pictures"), storage=str(options)),
-        execution=ExecutionConfig(address=config.address, replicas=1),
+        execution=ExecutionConfig(address=config.execution.address, replicas=1),
         output_storage=str(options),
     )
     assert run_job(explained)[0] is Exit.COMPLETE

@@ -31,6 +31,7 @@ from jobs.evaluate_plan import draw
 from jobs.evaluate_worker import EvaluateWorker, covered
 from jobs.loader import Batch, load_batch
 from jobs.plan import Shard
+from jobs.replica_config import ReplicaConfig
 from jobs.subject import read_subject
 from storage.evaluations import Evaluation
 from storage.lease import Lease, RunHeld
@@ -72,8 +73,7 @@ def config(finished: Any) -> EvaluateConfig:
         methods=METHODS,
         sample=12,
         steps=4,
-        address=finished.execution.address,
-        replicas=1,
+        execution=ReplicaConfig(address=finished.execution.address, replicas=1),
     )
 
 

@@ -52,7 +52,7 @@ def test_every_problem_is_told_at_once(config, tmp_path):
     found = problems(bad)
     assert len(found) == 7
     for start, part in [
-        ("--replicas", "must be at least 1; got 0"),
+        ("--replicas", "N, MIN:MAX or MIN:, with 1 <= MIN <= MAX; got '0'"),
         ("--batch-size", "must be at least 1; got 0"),
         ("--max-failed", "a share from 0 to 1; got 2"),
         ("--out", f"cannot write to {blocked}/run"),
