@@ -116,7 +116,7 @@ class Pool:
                 self._recruit(job)
         finally:
             for member in self._members:
-                ray.kill(member.actor)
+                self._end(member)
             self._calls.clear()
             self._idle.clear()
 
@@ -155,6 +155,9 @@ class Pool:
         load: Any = ray.remote(num_cpus=need.loader_cpus, scheduling_strategy="SPREAD")(load_batch)
         for _ in range(need.replicas * need.ahead):
             load.remote(nothing, self.job.reading, self.job.model.preprocessing)
+
+    def _end(self, member: Member) -> None:
+        ray.kill(member.actor)
 
     def _settle(self, call: "ObjectRef[Any]") -> ShardReport | ShardFailure | None:
         """Take one call's result, give its replica the next shard, and say what became of it."""
@@ -234,7 +237,7 @@ class Pool:
             elif len(self._idle) < self.running:
                 self._idle.append(member)
             else:
-                ray.kill(member.actor)
+                self._end(member)
 
     def _alone_on_a_shard(self) -> list[Member]:
         """Who has a shard in hand that nobody else has, and that never killed."""
@@ -271,7 +274,7 @@ class Pool:
             took = time.monotonic() - member.since
             if took > self._patience.seconds(member.shard):
                 member.hung = f"hung: {took:.0f} s for shard {member.shard.index}"
-                ray.kill(member.actor)
+                self._end(member)
 
     def _take(self) -> Shard | None:
         """The next shard of the queue, or one that another replica holds in reserve."""
@@ -285,7 +288,7 @@ class Pool:
 
     def _lose(self, member: Member, error: str) -> ShardFailure | None:
         """A lost replica may have published its shard or not: creating a part twice is harmless."""
-        ray.kill(member.actor)
+        self._end(member)
         self.news.append(f"a replica was lost: {error}")
         self.lost += 1
         self._losses_in_a_row += 1

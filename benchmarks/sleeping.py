@@ -1,0 +1,202 @@
+"""What 500 replicas cost the driver, with replicas that sleep instead of explaining.
+
+    python benchmarks/sleeping.py [--replicas 500] [--seconds 30] [--minutes 3] [--check]
+
+The driver's own loop (jobs.explain.follow: handing out shards, counting, metrics, the progress line)
+over a real Ray cluster of this machine. 500 processes do not fit here, so a few actors stand for all:
+each runs its share of the calls at once, which sleep between half and one and a half times S seconds
+and report. For the driver these are as many actors, calls and object references as replicas.
+Printed: its share of one core, how late it takes reports, how long a replica waits for its next
+shard, and its memory after a fifth of the shards and at the end.
+"""
+
+import argparse
+import asyncio
+import io
+import os
+import random
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+# In place of this script's folder, whose explainer.py would hide the package in Ray's processes.
+sys.path.pop(0)
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from rich.console import Console
+
+from benchmarks.machine import describe
+from jobs.cli import set_ray_environment
+
+HOSTS = 4
+ROWS = 1024
+MOST_SHARE, MOST_LATE_SECONDS, MOST_GROWN_MIB = 0.5, 1.0, 32.0
+out = Console(soft_wrap=True, highlight=False)
+
+
+@dataclass
+class Measured:
+    """Of each report: how late the driver took it; of the driver: seconds and memory."""
+
+    late: list[float] = field(default_factory=list)
+    wall: float = 0.0
+    cpu: float = 0.0
+    early_mib: float = 0.0
+    end_mib: float = 0.0
+
+
+class SleepingHost:
+    """Stands for many replicas; `gaps` are how long they had nothing to do between two shards."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.idle_since: list[float] = []
+        self.gaps: list[float] = []
+
+    async def ready(self) -> Any:
+        """Return what a replica with the right weights does."""
+        from jobs.replica import ReplicaInfo
+
+        return ReplicaInfo("node", [0], "cpu", "weights")
+
+    async def load_ahead(self, batches: int) -> None:
+        """Nothing is loaded."""
+
+    async def explain(self, shard: Any, upcoming: Any) -> Any:
+        """Sleep, and report images and when the report was ready, as no replica does."""
+        from jobs.worker import ShardReport
+
+        if self.idle_since:  # the longest idle; which of them it was does not matter to a mean
+            self.gaps.append(time.time() - self.idle_since.pop(0))
+        await asyncio.sleep(self.seconds * random.Random(shard.index).uniform(0.5, 1.5))
+        self.idle_since.append(time.time())
+        return ShardReport(shard, True, {"ok": shard.rows}, {"compute": 1.0, "at": time.time()})
+
+    async def waits(self) -> list[float]:
+        """Between two shards, all of them."""
+        return self.gaps
+
+
+def main() -> None:
+    """Have the replicas work, print what the driver did, and with --check hold the limits."""
+    options = _options()
+    out.print(describe("ray"))
+    with TemporaryDirectory(prefix="saliency-sleeping-") as folder:
+        measured, gaps = _run(options, Path(folder))
+    share = measured.cpu / measured.wall
+    late = sorted(measured.late)
+    p99, grown = late[int(0.99 * len(late))], measured.end_mib - measured.early_mib
+    out.print(
+        f"{options.replicas} replicas, {len(late)} reports in {measured.wall:.0f} s "
+        f"({len(late) / measured.wall:.1f} a second)\n"
+        f"driver: {share:.2f} of one core, {1000 * measured.cpu / len(late):.1f} ms a report\n"
+        f"a report is taken after {1000 * statistics.median(late):.0f} ms (99%: {1000 * p99:.0f} ms)\n"
+        f"a replica waits for its next shard {1000 * statistics.median(gaps):.0f} ms "
+        f"(99%: {1000 * sorted(gaps)[int(0.99 * len(gaps))]:.0f} ms)\n"
+        f"memory: {measured.early_mib:.0f} MiB after a fifth of them, {grown:+.1f} MiB at the end"
+    )
+    if options.check and (share > MOST_SHARE or p99 > MOST_LATE_SECONDS or grown > MOST_GROWN_MIB):
+        sys.exit(
+            f"at most {MOST_SHARE:g} of a core, {MOST_LATE_SECONDS:g} s, {MOST_GROWN_MIB:g} MiB"
+        )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="What many replicas cost the driver.")
+    parser.add_argument("--replicas", type=int, default=500)
+    parser.add_argument("--seconds", type=float, default=30.0, help="of sleep a shard, on average")
+    parser.add_argument("--minutes", type=float, default=3.0, help="of work, about")
+    parser.add_argument("--check", action="store_true")
+    return parser.parse_args()
+
+
+def _run(options: argparse.Namespace, folder: Path) -> tuple[Measured, list[float]]:
+    set_ray_environment(None)  # before Ray is imported
+    os.environ["PYTHONPATH"] = sys.path[0]
+    import ray
+
+    from jobs.cluster import connected
+    from jobs.plan import Shard
+
+    count = int(60 * options.minutes / options.seconds * options.replicas)
+    shards = [Shard(i, i * ROWS, (i + 1) * ROWS) for i in range(count)]
+    with connected(None):
+        kind: Any = ray.remote(SleepingHost).options(num_cpus=0, max_concurrency=options.replicas)
+        hosts = [kind.remote(options.seconds) for _ in range(HOSTS)]
+        measured = _drive(options.replicas, shards, hosts, folder)
+        gaps = [gap for host in hosts for gap in ray.get(host.waits.remote())]
+    return measured, gaps
+
+
+def _drive(replicas: int, shards: list[Any], hosts: list[Any], folder: Path) -> Measured:
+    """The driver's loop over all shards."""
+    from jobs.explain import follow
+    from jobs.progress import RunProgress
+    from jobs.summary import Attempt
+    from storage.lease import Lease
+    from storage.locations import Location
+
+    pool, measured = _pool(replicas, hosts, folder), Measured()
+    rows = sum(shard.rows for shard in shards)
+    console = Console(file=io.StringIO())
+    with Lease(Location(str(folder / "run"))).held(False, out.print) as lease:
+        attempt = Attempt(lease)
+        with RunProgress(console, rows, 0) as progress:
+            began, cpu, at = time.time(), time.process_time(), 0.0
+            for _ in follow(pool, shards, attempt, progress):
+                now, at_all = time.time(), attempt.seconds.get("at", 0.0)
+                if at_all > at:
+                    measured.late.append(now - (at_all - at))
+                at = at_all
+                if not measured.early_mib and len(measured.late) > len(shards) / 5:
+                    measured.early_mib = _mib()
+            measured.wall, measured.cpu = time.time() - began, time.process_time() - cpu
+    measured.end_mib = _mib()
+    return measured
+
+
+def _pool(replicas: int, hosts: list[Any], folder: Path) -> Any:
+    """A pool that asks a few actors for what many would do, and else is the job's own."""
+    from jobs.cluster import Resources
+    from jobs.member import Member
+    from jobs.pool import Pool
+    from jobs.replica_config import ReplicaConfig
+    from jobs.worker import Job
+
+    class ManyOnFew(Pool):
+        def _start(self, job: Any) -> None:
+            host = hosts[len(self._members) % len(hosts)]
+            self._calls[host.ready.remote()] = Member(host)
+
+        def _start_loading(self) -> None:
+            """Nothing is loaded."""
+
+        def _end(self, member: Member) -> None:
+            """Others live in the same actor."""
+
+    need = Resources("cuda", replicas, 0, 1, loader_cpus=1, ahead=2, threads=None)
+    return ManyOnFew(_job(folder, Job), need, ReplicaConfig(replicas=replicas))
+
+
+def _job(folder: Path, job: Any) -> Any:
+    """A run's job without a model: the driver looks at the run alone."""
+    from storage.locations import Location
+    from storage.runs import open_or_create
+
+    description = {"fingerprint_of": {"model": {"weights": "weights"}}}
+    run = open_or_create(Location(str(folder / "run")), description)
+    empty = dict.fromkeys(job.__dataclass_fields__)
+    return job(**{**empty, "run": run})
+
+
+def _mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+if __name__ == "__main__":
+    main()
