@@ -24,6 +24,9 @@ from xdist.scheduler import LoadScopeScheduling
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 # The clusters of the tests listen on this machine only and live as long as the tests.
 os.environ["RAY_AUTH_MODE"] = "disabled"
+# More threads than cores compute here, of two pytests and of their clusters' replicas, and one that
+# spins until another has its turn keeps that one from it: it waits asleep.
+os.environ["OMP_WAIT_POLICY"] = "passive"
 
 # Before `explainer`, which jaxtyping's hook loads: what is loaded meanwhile is compiled anew.
 import timm  # noqa: F401
