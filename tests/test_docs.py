@@ -50,6 +50,8 @@ def test_every_test_that_the_readme_names_as_a_guarantee_exists():
 OTHERS = {"check", "threads", "repeats", "methods", "batch", "out", "epochs", "seed", "every"} | {
     *("models", "carriers", "clean", "reuse", "tune", "tuning", "seconds", "rows", "width"),
     *("parts", "rounds", "log", "report", "cases", "only", "base"),
+    *("gpus", "images-per-second-gpu", "decode-per-core", "bytes-per-image"),
+    *("price-gpu-hour", "price-core-hour"),
     # Of Ray, AWS, Docker and Kubernetes.
     *("head", "working-dir", "stack-name", "template-file", "capabilities"),
     *("parameter-overrides", "file", "tag", "filename"),
