@@ -22,9 +22,10 @@ def test_the_queries_of_the_readme_read_a_run_in_one_line_each(finished):
 
 
 def test_every_option_that_the_docs_name_exists():
-    from jobs import cli, commands, config
+    from jobs import cli, commands, config, replica_config
 
-    source = "".join(Path(module.__file__).read_text() for module in (cli, commands, config))
+    modules = (cli, commands, config, replica_config)
+    source = "".join(Path(module.__file__).read_text() for module in modules)
     documents = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     for document in documents:
         for option in set(re.findall(r"(?<![\w-])--([a-z][a-z-]+)", document.read_text())):
