@@ -97,7 +97,7 @@ class Pool:
             self._start_loading()
             enough = grown = time.monotonic()
             while self._queue.undone:
-                done, _ = ray.wait(list(self._calls), num_returns=1, timeout=POLL_SECONDS)
+                done = self._done()
                 now = time.monotonic()
                 enough = now if self.live >= self._least else enough
                 self._end_hung()
@@ -119,6 +119,13 @@ class Pool:
                 self._end(member)
             self._calls.clear()
             self._idle.clear()
+
+    def _done(self) -> "list[ObjectRef[Any]]":
+        """All calls that have ended, waiting a while for a first one."""
+        done, others = ray.wait(list(self._calls), num_returns=1, timeout=POLL_SECONDS)
+        if done and others:
+            done += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        return done
 
     def _recruit(self, job: "ObjectRef[Job]") -> None:
         """Ask for replicas, up to as many as are wanted, while shards wait for them."""

@@ -24,7 +24,7 @@ NO_PLACES = {
     *("uri_column", "label_column", "id_column", "where", "classes"),
     *("name", "model_args", "interpolation"),
     *("target", "variant", "residual", "mask", "score", "precision"),
-    *("device", "address", "methods", "fail_on", "to", "sort_by", "audit"),
+    *("device", "replicas", "address", "methods", "fail_on", "to", "sort_by", "audit"),
 }
 _OPTIONS = {"storage": "--input-storage", "run": "RUN", "run_a": "RUN_A", "run_b": "RUN_B"}
 _STORAGE = ("storage", "input_storage", "input_storage_b", "output_storage")

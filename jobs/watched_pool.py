@@ -10,6 +10,9 @@ from jobs.shard_queue import ShardFailure
 from jobs.watched_replica import reported
 from jobs.worker import ShardReport
 
+# Metrics are scraped every few seconds, and hundreds of replicas report several times in one.
+SHOW_SECONDS = 1.0
+
 
 class WatchedPool:
     """A pool at work on a run. Use as a context manager: at its end no replica is ready."""
@@ -17,6 +20,7 @@ class WatchedPool:
     def __init__(self, pool: Pool) -> None:
         self.pool, self.run = pool, pool.job.run.id
         self.images = self.done = self.failed = self.lost = self.retried = 0
+        self.shown = -SHOW_SECONDS
 
     def __enter__(self) -> "WatchedPool":
         wanted = self.pool.resources.replicas
@@ -29,6 +33,7 @@ class WatchedPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._count_losses()
         self._put(queued=0, running=0, ready=0, wanted=0)
         metrics.put("images_per_second", 0.0, run=self.run)
         said = {"shards_done": self.done, "shards_undone": self.failed, "images": self.images}
@@ -55,15 +60,22 @@ class WatchedPool:
         logs.log("news", {"run": self.run, "text": news}, logging.WARNING)
 
     def show(self) -> None:
-        """How far all is now."""
+        """How far all is now, where that was not told a moment ago."""
         pool = self.pool
+        if time.monotonic() - self.shown < SHOW_SECONDS:
+            return
+        self.shown = time.monotonic()
         self._put(pool.queued, pool.running, pool.live, pool.resources.replicas)
-        metrics.add("replicas_lost", pool.lost - self.lost, run=self.run)
-        metrics.add("shards_retried", pool.retried - self.retried, run=self.run)
-        self.lost, self.retried = pool.lost, pool.retried
+        self._count_losses()
         if pool.first_ready is not None and self.images:
             rate = self.images / (time.monotonic() - pool.first_ready)
             metrics.put("images_per_second", rate, run=self.run)
+
+    def _count_losses(self) -> None:
+        pool = self.pool
+        metrics.add("replicas_lost", pool.lost - self.lost, run=self.run)
+        metrics.add("shards_retried", pool.retried - self.retried, run=self.run)
+        self.lost, self.retried = pool.lost, pool.retried
 
     def _put(self, queued: int, running: int, ready: int, wanted: int) -> None:
         shards = {"queued": queued, "running": running, "done": self.done, "undone": self.failed}

@@ -4,53 +4,18 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from benchmarks.weed import free_ports
-from jobs.cluster import OWN_CLUSTER
+from benchmarks.nodes import cluster_of, lose
 from jobs.config import Exit, ExplainConfig
 from storage.locations import Location
 
 IMAGES, SHARDS = 300, 19
 GIVES_UP_SECONDS = 60
-# As Ray's own, but quick to give up: a head node that is lost, and a node that refuses connections.
-QUICK = {
-    **OWN_CLUSTER,
-    "gcs_rpc_server_reconnect_timeout_s": 10,
-    "health_check_initial_delay_ms": 0,
-    "health_check_period_ms": 500,
-    "health_check_failure_threshold": 4,
-}
-NODE: dict[str, Any] = {"object_store_memory": 100 * 2**20}
-
-
-@contextmanager
-def cluster_of(nodes: int) -> Iterator[Any]:
-    """A cluster with a head that works not at all, and nodes with a replica each."""
-    from ray.cluster_utils import Cluster
-
-    (port,) = free_ports(1)
-    head = {**NODE, "num_cpus": 0, "include_dashboard": False, "dashboard_port": port}
-    head["_system_config"] = QUICK
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(nodes):
-            cluster.add_node(num_cpus=1, **NODE)
-        yield cluster
-    finally:
-        lose(cluster)
-
-
-def lose(cluster: Any) -> None:
-    """Lose every node at once, the head among them."""
-    for node in [*cluster.worker_nodes, cluster.head_node]:
-        node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
 
 
 def parts(config: ExplainConfig) -> dict[str, bytes]:
@@ -77,6 +42,17 @@ def wait_for(condition: Callable[[], bool], driver: subprocess.Popen, log: Path)
         assert driver.poll() is None, log.read_text()
         assert time.monotonic() < until, log.read_text()
         time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_a_run_grows_with_its_cluster_and_outlives_two_nodes():
+    command = [sys.executable, "benchmarks/elastic.py", "--check"]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, check=False, timeout=550
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 replicas lost, 960 rows, 960 different; 60 of 60 parts" in done.stdout
 
 
 @pytest.mark.timeout(900)
