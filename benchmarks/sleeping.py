@@ -7,8 +7,8 @@ line) over a real Ray cluster of this machine. 500 processes do not fit here, so
 for all: each runs its share of the calls at once, which sleep between half and one and a half times
 S seconds and report. To the driver these are as many calls and object references as of so many
 replicas; that many processes, connections and starts are not simulated. Printed: its share of one
-core, how late it takes reports once all are at work, how long a replica waits for its next shard,
-and its memory after a fifth of the shards and at the end.
+core, how late it takes reports once all are at work, and its memory after a fifth of the shards and
+at the end.
 """
 
 import argparse
@@ -60,12 +60,10 @@ class Measured:
 
 
 class SleepingHost:
-    """Stands for many replicas; `gaps` are how long they had nothing to do between two shards."""
+    """Stands for many replicas."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self.idle_since: list[float] = []
-        self.gaps: list[float] = []
 
     async def ready(self) -> "ReplicaInfo":
         """Return what a replica with the right weights does."""
@@ -80,15 +78,8 @@ class SleepingHost:
         """Sleep, and report images and when the report was ready, as no replica does."""
         from jobs.worker import ShardReport
 
-        if self.idle_since:  # the longest idle; which of them it was does not matter to a mean
-            self.gaps.append(time.time() - self.idle_since.pop(0))
         await asyncio.sleep(self.seconds * random.Random(shard.index).uniform(0.5, 1.5))
-        self.idle_since.append(time.time())
         return ShardReport(shard, True, {"ok": shard.rows}, {"compute": 1.0, "at": time.time()})
-
-    async def waits(self) -> list[float]:
-        """Between two shards, all of them."""
-        return self.gaps
 
 
 def main() -> None:
@@ -96,7 +87,7 @@ def main() -> None:
     options = _options()
     out.print(describe("ray"))
     with TemporaryDirectory(prefix="saliency-sleeping-") as folder:
-        measured, gaps = _run(options, Path(folder))
+        measured = _run(options, Path(folder))
     share, each = measured.cpu / measured.wall, 1000 * measured.cpu / measured.reports
     late = sorted(measured.late)
     p99, grown = late[int(0.99 * len(late))], measured.end_mib - measured.early_mib
@@ -106,8 +97,6 @@ def main() -> None:
         f"driver: {share:.2f} of one core, {each:.1f} ms a report\n"
         f"a report is taken after {1000 * statistics.median(late):.0f} ms "
         f"(99%: {1000 * p99:.0f} ms)\n"
-        f"a replica waits for its next shard {1000 * statistics.median(gaps):.0f} ms "
-        f"(99%: {1000 * sorted(gaps)[int(0.99 * len(gaps))]:.0f} ms)\n"
         f"memory: {measured.early_mib:.0f} MiB after a fifth of them, {grown:+.1f} MiB at the end"
     )
     if options.check and (share > MOST_SHARE or p99 > MOST_LATE_SECONDS or grown > MOST_GROWN_MIB):
@@ -125,7 +114,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(options: argparse.Namespace, folder: Path) -> tuple[Measured, list[float]]:
+def _run(options: argparse.Namespace, folder: Path) -> Measured:
     set_ray_environment(None)  # before Ray is imported
     os.environ["PYTHONPATH"] = sys.path[0]
     import ray
@@ -138,9 +127,7 @@ def _run(options: argparse.Namespace, folder: Path) -> tuple[Measured, list[floa
     with connected(None):
         kind: Any = ray.remote(SleepingHost).options(num_cpus=0, max_concurrency=options.replicas)
         hosts = [kind.remote(options.seconds) for _ in range(HOSTS)]
-        measured = _drive(options, shards, hosts, folder)
-        gaps = [gap for host in hosts for gap in ray.get(host.waits.remote())]
-    return measured, gaps
+        return _drive(options, shards, hosts, folder)
 
 
 def _drive(
