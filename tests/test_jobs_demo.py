@@ -107,6 +107,7 @@ def test_the_demo_done_again_says_so(demonstration, ray_address, monkeypatch):
     assert told.splitlines()[-4:] == demonstration.told.splitlines()[-4:]
 
 
+@pytest.mark.slow
 def test_the_demo_writes_to_s3_too(ray_address, monkeypatch, s3, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
     options = tmp_path / "options.json"

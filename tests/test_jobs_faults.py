@@ -105,6 +105,7 @@ def test_credentials_that_expire_in_mid_run_leave_shards_undone_and_make_no_rows
     assert parts(config) == parts(undisturbed_in_s3)
 
 
+@pytest.mark.slow
 def test_a_listing_that_lags_loses_and_doubles_nothing(
     run_job, config, undisturbed_in_s3, store, parts
 ):

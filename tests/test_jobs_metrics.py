@@ -142,6 +142,7 @@ def slow_replica():
     return SlowReplica
 
 
+@pytest.mark.slow
 def test_replicas_export_metrics_while_they_work(finished, tmp_path):
     """A replica is ended with its run, and takes with it what Ray has not yet collected."""
     # With an id of its own: that of a run is of its settings.

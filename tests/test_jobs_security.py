@@ -181,6 +181,7 @@ def test_signatures_of_urls_are_stored_nowhere_and_a_list_signed_anew_resumes(
         assert not [secret for secret in (first, second, "hush") if secret in text]
 
 
+@pytest.mark.slow
 def test_an_outage_tells_no_signature(run_job, config, signed, tmp_path):
     write_list(signed, tmp_path / "list.csv", "other-signature")
     given = replace(config, input=InputConfig(manifest=str(tmp_path / "list.csv")))
