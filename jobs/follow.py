@@ -65,7 +65,7 @@ def follow(
     alone: the job goes on.
     """
     try:
-        details = asyncio.run(_ended(Followed(client, job_id, console), patience))
+        details = _ended(Followed(client, job_id, console), patience)
     except KeyboardInterrupt:
         console.print(
             f"{job_id} goes on; the same command follows it again, and this stops it: "
@@ -84,12 +84,12 @@ def command(verb: str, client: JobSubmissionClient, job_id: str) -> str:
     return f"ray job {verb} --address {client.get_address()} {job_id}"
 
 
-async def _ended(job: Followed, patience: float) -> JobDetails | None:
+def _ended(job: Followed, patience: float) -> JobDetails | None:
     """What became of the job; None where that was not to be learned."""
     lost_since: float | None = None
     while True:
         try:
-            await job.tail()
+            asyncio.run(job.tail())
             details = job.client.get_job_info(job.id)
             if details.status.is_terminal():
                 return details
@@ -118,7 +118,7 @@ async def _ended(job: Followed, patience: float) -> JobDetails | None:
                     style="red",
                 )
                 return None
-        await asyncio.sleep(PAUSE_SECONDS)
+        time.sleep(PAUSE_SECONDS)
 
 
 def _is_unknown(error: Exception) -> bool:
