@@ -59,7 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--gpus", type=int, default=1)
     parser.add_argument("--images-per-second-gpu", type=float, default=927)
     parser.add_argument("--decode-per-core", type=float, default=250)
-    parser.add_argument("--bytes-per-image", type=float, default=1361)
+    parser.add_argument("--bytes-per-image", type=float, default=537)
     parser.add_argument("--price-gpu-hour", type=float)
     parser.add_argument("--price-core-hour", type=float)
     return parser.parse_args()
