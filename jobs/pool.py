@@ -95,15 +95,15 @@ class Pool:
         try:
             self._recruit(job)
             self._start_loading()
-            enough = grown = time.monotonic()
+            enough = looked = time.monotonic()
             while self._queue.undone:
                 done = self._done()
                 now = time.monotonic()
                 enough = now if self.live >= self._least else enough
                 self._end_hung()
-                if now - grown > GROW_SECONDS:
+                if now - looked > GROW_SECONDS:
                     self._grow()
-                    grown = now
+                    looked = now
                 if not done:
                     self._check_enough(enough)
                     yield None

@@ -1,8 +1,10 @@
 """The files that launch clusters: valid by what can be asked of them here, and of one version.
 
-None was launched. KubeRay's published schema is in no package of the registries, so the fields of a
-RayJob are held against the table below, which was written after KubeRay's API (v1, 2025); the pods
-and the account in it are held against Kubernetes' own published schema.
+None was launched. KubeRay's published schema is in no package that could be installed here: where
+SALIENCY_RAYJOB_CRD names it (`ray.io_rayjobs.yaml` of a KubeRay release), the RayJob is held
+against it. Everywhere its fields are held against the table below, which was compared with the types
+that the schema is generated from (KubeRay's ray-operator/apis/ray/v1, rayjob_types.go of 0057210 and
+raycluster_types.go of 026f143), and its pods and account against Kubernetes' own published schema.
 """
 
 import copy
@@ -166,6 +168,80 @@ def test_the_rayjob_has_only_fields_of_the_api_and_pods_that_kubernetes_knows(ku
     pod["spec"]["serviceAcountName"] = "a"
     with pytest.raises(kubernetes_validate.ValidationError, match="serviceAcountName"):
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def strict(schema: Any) -> Any:
+    """A structural schema as JSON Schema, in which a field that it does not name is an error.
+
+    Kubernetes drops such a field without a word, so a misspelt one does nothing.
+    """
+    if isinstance(schema, list):
+        return [strict(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: strict(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and not schema.get(
+        "x-kubernetes-preserve-unknown-fields"
+    ):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+def schema_of(definition: str, version: str) -> dict[str, Any]:
+    """The schema of one version in a custom resource definition's text."""
+    (found,) = (
+        each["schema"]["openAPIV3Schema"]
+        for each in yaml.safe_load(definition)["spec"]["versions"]
+        if each["name"] == version
+    )
+    # Of the object's metadata a definition says only that it is an object.
+    found["properties"]["metadata"] = OBJECT
+    made: dict[str, Any] = strict(found)
+    return made
+
+
+def test_the_rayjob_is_valid_by_the_published_schema(kubernetes):
+    path = os.environ.get("SALIENCY_RAYJOB_CRD")
+    if path is None:
+        pytest.skip("no schema: set SALIENCY_RAYJOB_CRD to KubeRay's ray.io_rayjobs.yaml")
+    schema = schema_of(Path(path).read_text(), "v1")
+    jsonschema.validate(kubernetes[1], schema)
+    wrong = copy.deepcopy(kubernetes[1])
+    wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 8
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
+        jsonschema.validate(wrong, schema)
+
+
+def test_a_definitions_schema_refuses_what_kubernetes_would_drop(kubernetes):
+    loose = {
+        "type": "object",
+        "properties": {
+            "apiVersion": TEXT,
+            "kind": TEXT,
+            "metadata": OBJECT,
+            "spec": {
+                "type": "object",
+                "properties": {
+                    **{key: {} for key in kubernetes[1]["spec"]},
+                    "backoffLimit": {"type": "integer", "format": "int32"},
+                    "rayClusterSpec": {
+                        "type": "object",
+                        "properties": {"rayVersion": TEXT},
+                        "x-kubernetes-preserve-unknown-fields": True,
+                    },
+                },
+            },
+        },
+    }
+    version = {"name": "v1", "schema": {"openAPIV3Schema": loose}}
+    older = {"name": "v1alpha1", "schema": {"openAPIV3Schema": {"type": "string"}}}
+    schema = schema_of(yaml.safe_dump({"spec": {"versions": [older, version]}}), "v1")
+    jsonschema.validate(kubernetes[1], schema)
+    for name, value in (("backofLimit", 1), ("backoffLimit", "five")):
+        wrong = copy.deepcopy(kubernetes[1])
+        wrong["spec"][name] = value
+        with pytest.raises(jsonschema.ValidationError, match=f"{name}|five"):
+            jsonschema.validate(wrong, schema)
 
 
 def test_a_gpu_pod_asks_for_one_gpu_and_a_decoding_one_for_none(kubernetes):

@@ -20,7 +20,7 @@ from rich.console import Console
 from jobs.config import Exit, ExplainConfig
 from jobs.explain import explain
 from jobs.plan import Shard
-from jobs.replica import Replica
+from jobs.replica import Replica, ReplicaInfo
 from jobs.signals import Signals
 from jobs.worker import ShardReport
 from storage.lease import RunHeld
@@ -188,6 +188,33 @@ def test_a_killed_replica_is_replaced_and_no_row_is_lost(run_job, config, undist
     assert code is Exit.COMPLETE, told
     assert "a replica was lost: " in told
     assert parts(config) == parts(undisturbed)
+
+
+def test_a_replica_with_other_weights_ends_the_run(config, tmp_path):
+    class Other(Replica):
+        def ready(self) -> ReplicaInfo:
+            return replace(super().ready(), weights_digest="another")
+
+    console = Console(file=io.StringIO(), width=200)
+    code = explain(config, console, Other)
+    told = console.file.getvalue()
+    assert code is Exit.INCOMPLETE
+    assert re.search(r"the replica on node \S+ holds other weights than the run", told), told
+    assert parts(config) == {}
+
+
+@pytest.mark.slow
+def test_replicas_that_all_die_end_the_run(config):
+    class Dies(Replica):
+        def ready(self) -> ReplicaInfo:
+            os._exit(1)
+
+    console = Console(file=io.StringIO(), width=200)
+    code = explain(config, console, Dies)
+    told = console.file.getvalue()
+    assert code is Exit.INCOMPLETE
+    assert "4 replicas lost in a row; the last: " in told
+    assert parts(config) == {}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from storage.locations import Location
 
 IMAGES, SHARDS = 300, 19
 GIVES_UP_SECONDS = 60
+RAY = Path(sys.executable).with_name("ray")
 
 
 def parts(config: ExplainConfig) -> dict[str, bytes]:
@@ -77,4 +78,30 @@ def test_nodes_that_are_lost_take_no_row_with_them(undisturbed, tmp_path):
     with cluster_of(1) as cluster:
         driver = command(config, cluster.address, log)
         assert driver.wait(timeout=240) == Exit.COMPLETE, log.read_text()
+    assert parts(config) == parts(undisturbed)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.slow
+def test_a_node_that_is_drained_before_it_is_taken_away_takes_no_row_with_it(undisturbed, tmp_path):
+    config = replace(undisturbed, out=str(tmp_path / "run"))
+    log = tmp_path / "log"
+    with cluster_of(2) as cluster:
+        driver = command(config, cluster.address, log)
+        wait_for(lambda: len(parts(config)) >= 2, driver, log)
+        node = next(iter(cluster.worker_nodes))
+        drained = subprocess.run(
+            [
+                RAY, "drain-node", "--address", cluster.address, "--node-id", node.node_id,
+                "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+                "--deadline-remaining-seconds", "20",
+            ],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert drained.returncode == 0, drained.stdout + drained.stderr
+        committed = len(parts(config))
+        wait_for(lambda: len(parts(config)) > committed, driver, log)
+        cluster.remove_node(node, allow_graceful=False)
+        assert driver.wait(timeout=240) == Exit.COMPLETE, log.read_text()
+    assert "Traceback" not in log.read_text()
     assert parts(config) == parts(undisturbed)
