@@ -2,9 +2,10 @@
 
 None was launched. KubeRay's published schema is in no package that could be installed here: where
 SALIENCY_RAYJOB_CRD names it (`ray.io_rayjobs.yaml` of a KubeRay release), the RayJob is held
-against it. Everywhere its fields are held against the table below, which was compared with the types
-that the schema is generated from (KubeRay's ray-operator/apis/ray/v1, rayjob_types.go of 0057210 and
-raycluster_types.go of 026f143), and its pods and account against Kubernetes' own published schema.
+against it. Everywhere its fields are held against the table below, which was compared with the
+types that the schema is generated from (KubeRay's ray-operator/apis/ray/v1, rayjob_types.go of
+0057210 and raycluster_types.go of 026f143), and its pods and account against Kubernetes' own
+published schema.
 """
 
 import copy

@@ -8,23 +8,17 @@ import pytest
 from rich.console import Console
 
 from jobs.cluster import connected, grown, resources
-from jobs.config import ConfigurationError, Exit, ExplainConfig
+from jobs.config import ConfigurationError, Exit
 from jobs.explain import explain
 from jobs.plan import Shard
 from jobs.replica import Replica
 from jobs.replica_config import Bounds, ReplicaConfig
 from jobs.worker import ShardReport
-from storage.locations import Location
 
 SHARDS = 19
 
 
-def parts(config: ExplainConfig) -> dict[str, bytes]:
-    folder = Location(config.out).child("explanations")
-    return {name: folder.child(name).read() for name in folder.names()}
-
-
-def test_a_late_shard_is_explained_by_a_second_replica_too(undisturbed, tmp_path):
+def test_a_late_shard_is_explained_by_a_second_replica_too(undisturbed, tmp_path, parts_of):
     marker = tmp_path / "late"
 
     class LateOnce(Replica):
@@ -42,7 +36,7 @@ def test_a_late_shard_is_explained_by_a_second_replica_too(undisturbed, tmp_path
     assert marker.exists()
     assert f"shard {SHARDS - 3} takes long: a second replica explains it too" in told
     assert "a replica was lost" not in told
-    assert parts(config) == parts(undisturbed)
+    assert parts_of(config) == parts_of(undisturbed)
 
 
 def test_too_few_replicas_end_the_wait_as_none_do(run_job, small_config, tmp_path):

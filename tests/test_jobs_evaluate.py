@@ -161,10 +161,9 @@ def test_an_evaluation_does_what_is_missing_and_then_nothing(config):
 
 
 def test_a_signal_ends_an_evaluation_which_is_resumed_to_the_same_numbers(config):
-    once = replace(config, seed=3)
-    run_evaluation(once)
-    whole = measured(once)
-    parts = Location(str(folder_of(once))).child("parts")
+    run_evaluation(config)
+    whole = measured(config)
+    parts = Location(str(folder_of(config))).child("parts")
     for name in parts.names():
         parts.child(name).delete()
 
@@ -175,13 +174,13 @@ def test_a_signal_ends_an_evaluation_which_is_resumed_to_the_same_numbers(config
 
     stop = threading.Thread(target=stop_after_the_first)
     stop.start()
-    code, told = run_evaluation(once)
+    code, told = run_evaluation(config)
     stop.join()
     assert code is Exit.TERMINATED, told
     assert "images are not yet judged; the same command does the rest" in told
-    assert json.loads((folder_of(once) / "summary.json").read_text())["state"] == "incomplete"
-    assert run_evaluation(once)[0] is Exit.COMPLETE
-    assert measured(once) == whole
+    assert json.loads((folder_of(config) / "summary.json").read_text())["state"] == "incomplete"
+    assert run_evaluation(config)[0] is Exit.COMPLETE
+    assert measured(config) == whole
 
 
 def test_boxes_tell_where_what_matters_lies(config, tmp_path):

@@ -40,11 +40,6 @@ def config(undisturbed: ExplainConfig, tmp_path: Path) -> ExplainConfig:
     return replace(undisturbed, out=str(tmp_path / "run"), execution=execution)
 
 
-def parts(config: ExplainConfig) -> dict[str, bytes]:
-    folder = Location(config.out).child("explanations")
-    return {name: folder.child(name).read() for name in folder.names()}
-
-
 def rows(config: ExplainConfig) -> list[int]:
     stored = open_run(Location(config.out))
     tables = [stored.read_part(index, ["row"]) for index in sorted(stored.committed())]
@@ -108,22 +103,24 @@ def done_when(condition: Callable[[], bool], act: Callable[[], None]) -> Iterato
         thread.join()
 
 
-def test_a_killed_driver_is_resumed_to_the_same_parts(run_job, config, undisturbed, tmp_path):
+def test_a_killed_driver_is_resumed_to_the_same_parts(
+    run_job, config, undisturbed, tmp_path, parts_of
+):
     driver = command(config, tmp_path / "log")
     wait_for(has_parts(config, 2), driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    assert 2 <= len(parts(config)) < SHARDS
+    assert 2 <= len(parts_of(config)) < SHARDS
     code, told = run_job(config)
     assert code is Exit.COMPLETE, told
-    assert parts(config) == parts(undisturbed)
+    assert parts_of(config) == parts_of(undisturbed)
     assert rows(config) == list(range(IMAGES))
     assert Location(config.out).child("attempts").names() == ["1.json", "2.json"]
 
 
 @pytest.mark.slow
 def test_signals_end_a_run_again_and_again_and_it_can_be_resumed(
-    run_job, config, undisturbed, tmp_path
+    run_job, config, undisturbed, tmp_path, parts_of
 ):
     attempts = Location(config.out).child("attempts")
     # While it waits for its replicas to start.
@@ -135,7 +132,7 @@ def test_signals_end_a_run_again_and_again_and_it_can_be_resumed(
 
     log = tmp_path / "log"
     for number, code in ((signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)):
-        committed = len(parts(config))
+        committed = len(parts_of(config))
         driver = command(config, log)
         wait_for(has_parts(config, committed + 2), driver)
         if number == signal.SIGINT:
@@ -146,9 +143,9 @@ def test_signals_end_a_run_again_and_again_and_it_can_be_resumed(
         assert driver.wait(timeout=60) == code, log.read_text()
         assert "Traceback" not in log.read_text()
         assert open_run(Location(config.out)).read_summary()["state"] == "incomplete"
-        assert committed < len(parts(config)) < SHARDS
+        assert committed < len(parts_of(config)) < SHARDS
     assert run_job(config)[0] is Exit.COMPLETE
-    assert parts(config) == parts(undisturbed)
+    assert parts_of(config) == parts_of(undisturbed)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -179,7 +176,7 @@ def replica_processes(address: str) -> list[int]:
     return found
 
 
-def test_a_killed_replica_is_replaced_and_no_row_is_lost(run_job, config, undisturbed):
+def test_a_killed_replica_is_replaced_and_no_row_is_lost(run_job, config, undisturbed, parts_of):
     def kill() -> None:
         os.kill(replica_processes(config.execution.address)[0], signal.SIGKILL)
 
@@ -187,10 +184,10 @@ def test_a_killed_replica_is_replaced_and_no_row_is_lost(run_job, config, undist
         code, told = run_job(config)
     assert code is Exit.COMPLETE, told
     assert "a replica was lost: " in told
-    assert parts(config) == parts(undisturbed)
+    assert parts_of(config) == parts_of(undisturbed)
 
 
-def test_a_replica_with_other_weights_ends_the_run(config, tmp_path):
+def test_a_replica_with_other_weights_ends_the_run(config, tmp_path, parts_of):
     class Other(Replica):
         def ready(self) -> ReplicaInfo:
             return replace(super().ready(), weights_digest="another")
@@ -200,11 +197,11 @@ def test_a_replica_with_other_weights_ends_the_run(config, tmp_path):
     told = console.file.getvalue()
     assert code is Exit.INCOMPLETE
     assert re.search(r"the replica on node \S+ holds other weights than the run", told), told
-    assert parts(config) == {}
+    assert parts_of(config) == {}
 
 
 @pytest.mark.slow
-def test_replicas_that_all_die_end_the_run(config):
+def test_replicas_that_all_die_end_the_run(config, parts_of):
     class Dies(Replica):
         def ready(self) -> ReplicaInfo:
             os._exit(1)
@@ -214,11 +211,11 @@ def test_replicas_that_all_die_end_the_run(config):
     told = console.file.getvalue()
     assert code is Exit.INCOMPLETE
     assert "4 replicas lost in a row; the last: " in told
-    assert parts(config) == {}
+    assert parts_of(config) == {}
 
 
 @pytest.mark.slow
-def test_a_hung_replica_is_replaced_and_no_row_is_lost(config, undisturbed, tmp_path):
+def test_a_hung_replica_is_replaced_and_no_row_is_lost(config, undisturbed, tmp_path, parts_of):
     marker = tmp_path / "hung"
 
     class HangsOnce(Replica):
@@ -236,4 +233,4 @@ def test_a_hung_replica_is_replaced_and_no_row_is_lost(config, undisturbed, tmp_
     assert code is Exit.COMPLETE, told
     assert marker.exists()
     assert re.search(r"a replica was lost: hung: \d\d s for shard 3", told), told
-    assert parts(config) == parts(undisturbed)
+    assert parts_of(config) == parts_of(undisturbed)

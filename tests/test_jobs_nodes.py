@@ -12,16 +12,10 @@ import pytest
 
 from benchmarks.nodes import cluster_of, lose
 from jobs.config import Exit, ExplainConfig
-from storage.locations import Location
 
 IMAGES, SHARDS = 300, 19
 GIVES_UP_SECONDS = 60
 RAY = Path(sys.executable).with_name("ray")
-
-
-def parts(config: ExplainConfig) -> dict[str, bytes]:
-    folder = Location(config.out).child("explanations")
-    return {name: folder.child(name).read() for name in folder.names()}
 
 
 def command(config: ExplainConfig, address: str, log: Path) -> subprocess.Popen:
@@ -58,37 +52,39 @@ def test_a_run_grows_with_its_cluster_and_outlives_two_nodes():
 
 @pytest.mark.timeout(900)
 @pytest.mark.slow
-def test_nodes_that_are_lost_take_no_row_with_them(undisturbed, tmp_path):
+def test_nodes_that_are_lost_take_no_row_with_them(undisturbed, tmp_path, parts_of):
     config = replace(undisturbed, out=str(tmp_path / "run"))
     log = tmp_path / "log"
     with cluster_of(2) as cluster:
         driver = command(config, cluster.address, log)
-        wait_for(lambda: len(parts(config)) >= 2, driver, log)
+        wait_for(lambda: len(parts_of(config)) >= 2, driver, log)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
         wait_for(lambda: "a replica was lost: " in log.read_text(), driver, log)
-        committed = len(parts(config))
-        wait_for(lambda: len(parts(config)) > committed, driver, log)
+        committed = len(parts_of(config))
+        wait_for(lambda: len(parts_of(config)) > committed, driver, log)
         lose(cluster)
         lost = time.monotonic()
         assert driver.wait(timeout=GIVES_UP_SECONDS) == Exit.INCOMPLETE, log.read_text()
         assert time.monotonic() - lost < GIVES_UP_SECONDS
     assert "Traceback" not in log.read_text()
-    assert committed < len(parts(config)) < SHARDS
+    assert committed < len(parts_of(config)) < SHARDS
     assert json.loads((Path(config.out) / "run.json").read_text())["rows"] == IMAGES
     with cluster_of(1) as cluster:
         driver = command(config, cluster.address, log)
         assert driver.wait(timeout=240) == Exit.COMPLETE, log.read_text()
-    assert parts(config) == parts(undisturbed)
+    assert parts_of(config) == parts_of(undisturbed)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.slow
-def test_a_node_that_is_drained_before_it_is_taken_away_takes_no_row_with_it(undisturbed, tmp_path):
+def test_a_node_that_is_drained_before_it_is_taken_away_takes_no_row_with_it(
+    undisturbed, tmp_path, parts_of
+):
     config = replace(undisturbed, out=str(tmp_path / "run"))
     log = tmp_path / "log"
     with cluster_of(2) as cluster:
         driver = command(config, cluster.address, log)
-        wait_for(lambda: len(parts(config)) >= 2, driver, log)
+        wait_for(lambda: len(parts_of(config)) >= 2, driver, log)
         node = next(iter(cluster.worker_nodes))
         drained = subprocess.run(
             [
@@ -99,9 +95,9 @@ def test_a_node_that_is_drained_before_it_is_taken_away_takes_no_row_with_it(und
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert drained.returncode == 0, drained.stdout + drained.stderr
-        committed = len(parts(config))
-        wait_for(lambda: len(parts(config)) > committed, driver, log)
+        committed = len(parts_of(config))
+        wait_for(lambda: len(parts_of(config)) > committed, driver, log)
         cluster.remove_node(node, allow_graceful=False)
         assert driver.wait(timeout=240) == Exit.COMPLETE, log.read_text()
     assert "Traceback" not in log.read_text()
-    assert parts(config) == parts(undisturbed)
+    assert parts_of(config) == parts_of(undisturbed)
