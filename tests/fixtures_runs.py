@@ -66,12 +66,12 @@ def small_config(
     ray_address: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ExplainConfig:
-    """60 images, 4 shards, two CPU replicas."""
+    """60 images, 4 shards, and one CPU replica, since each costs seconds to start."""
     return ExplainConfig(
         model=tiny_model,
         out=str(tmp_path_factory.mktemp("finished") / "run"),
         input=InputConfig(images=str(image_folder)),
-        execution=ExecutionConfig(address=ray_address, replicas=2, batch_size=8),
+        execution=ExecutionConfig(address=ray_address, replicas=1, batch_size=8),
     )
 
 
@@ -81,14 +81,17 @@ def undisturbed(
     run_job: Callable[[ExplainConfig], tuple[Exit, str]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> ExplainConfig:
-    """A whole run of every picture five times, 300 in 19 shards: enough to be disturbed in."""
+    """By two replicas every picture five times, 300 in 19 shards: enough to be disturbed in."""
     folder = tmp_path_factory.mktemp("many")
     for path in Path(small_config.input.images or "").rglob("*.*g"):
         (folder / path.parent.name).mkdir(exist_ok=True)
         for copy in range(5):
             shutil.copy(path, folder / path.parent.name / f"{copy}-{path.name}")
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    config = replace(small_config, out=str(out), input=InputConfig(images=str(folder)))
+    execution = replace(small_config.execution, replicas=2)
+    config = replace(
+        small_config, out=str(out), input=InputConfig(images=str(folder)), execution=execution
+    )
     assert run_job(config)[0] is Exit.COMPLETE
     assert len(Location(config.out).child("explanations").names()) == 19
     return config
@@ -96,9 +99,8 @@ def undisturbed(
 
 @pytest.fixture
 def config(small_config: ExplainConfig, tmp_path: Path) -> ExplainConfig:
-    """With one replica, since each costs seconds to start, and a place of its own."""
-    execution = replace(small_config.execution, replicas=1)
-    return replace(small_config, out=str(tmp_path / "run"), execution=execution)
+    """The same in a place of its own."""
+    return replace(small_config, out=str(tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

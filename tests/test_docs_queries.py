@@ -66,7 +66,7 @@ def runs(small_config, image_folder, run_job, tmp_path_factory) -> tuple[Path, P
     (pictures / "ant" / "torn.jpg").write_bytes((pictures / "ant" / "003.jpg").read_bytes()[:300])
     (pictures / "ant" / "text.jpg").write_bytes(b"no picture at all, whatever the name says")
     (pictures / "bee" / "text.png").write_bytes(b"nor this")
-    execution = replace(small_config.execution, replicas=1, max_failed=0.5)
+    execution = replace(small_config.execution, max_failed=0.5)
     for name, seed in (("run", 0), ("other", 1)):
         model = replace(
             small_config.model,

@@ -645,16 +645,13 @@ def checkpoints(small_config, run_job, tmp_path_factory) -> tuple[str, str]:
     """Two runs of one architecture with other random weights, on labelled images."""
     folder = tmp_path_factory.mktemp("checkpoints")
     (folder / "classes.txt").write_text("ant\nbee\ncat\ndog\nelk\n")
-    execution = replace(small_config.execution, replicas=1)
     for seed in (0, 1):
         model: ModelConfig = replace(
             small_config.model,
             checkpoint=f"random:{seed}",
             class_names=str(folder / "classes.txt"),
         )
-        config = replace(
-            small_config, model=model, out=str(folder / str(seed)), execution=execution
-        )
+        config = replace(small_config, model=model, out=str(folder / str(seed)))
         code, told = run_job(config)
         assert code is Exit.COMPLETE, told
     return str(folder / "0"), str(folder / "1")

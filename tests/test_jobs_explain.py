@@ -22,29 +22,31 @@ ROWS = 60
 Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 
 
-def test_local_and_s3_runs_hold_the_same_rows(run_job, finished, s3, tmp_path, rows_of):
+def test_local_and_s3_runs_hold_the_same_rows(run_job, config, s3, tmp_path, rows_of):
+    """Both written by two replicas."""
+    local = replace(config, execution=replace(config.execution, replicas=2))
+    assert run_job(local)[0] is Exit.COMPLETE
     options = tmp_path / "options.json"
     options.write_text(json.dumps(s3.options))
     uploaded = s3.location("images")
-    for path in sorted(Path(finished.input.images).rglob("*.*g")):
-        name = path.relative_to(finished.input.images).as_posix()
+    for path in sorted(Path(local.input.images).rglob("*.*g")):
+        name = path.relative_to(local.input.images).as_posix()
         uploaded.child(*name.split("/")).create(path.read_bytes())
     on_s3 = replace(
-        finished,
+        local,
         out=s3.url("run"),
         input=InputConfig(images=s3.url("images"), storage=str(options)),
         output_storage=str(options),
     )
-    assert on_s3.execution.replicas == 2
     assert run_job(on_s3)[0] is Exit.COMPLETE
-    here, there = rows_of(Location(finished.out)), rows_of(s3.location("run"))
+    here, there = rows_of(Location(local.out)), rows_of(s3.location("run"))
     assert [row["row"] for row in here] == list(range(ROWS))
     # Another manifest (its uris), so another run; everything else is the same to the last bit.
     own = {"run", "uri"}
     assert [{k: v for k, v in row.items() if k not in own} for row in here] == [
         {k: v for k, v in row.items() if k not in own} for row in there
     ]
-    for root in (Location(finished.out), s3.location("run")):
+    for root in (Location(local.out), s3.location("run")):
         stored = open_run(root)
         assert stored.read_summary()["state"] == "complete"
         assert stored.read_class_heatmaps()["count"].to_pylist()
@@ -137,7 +139,7 @@ def test_another_fingerprint_is_refused_with_the_difference(run_job, finished):
 
 
 def test_replicas_and_batch_size_change_no_row(run_job, config, finished, rows_of):
-    other = replace(config, execution=replace(config.execution, batch_size=5))
+    other = replace(config, execution=replace(config.execution, replicas=2, batch_size=5))
     assert other.execution.replicas != finished.execution.replicas
     assert run_job(other)[0] is Exit.COMPLETE
     here, there = rows_of(Location(finished.out)), rows_of(Location(other.out))
@@ -196,7 +198,6 @@ def stopped(
         small_config,
         out=str(folder / "run"),
         input=InputConfig(manifest=str(folder / "list.csv")),
-        execution=replace(small_config.execution, replicas=1),
     )
     code, told = run_job(bad)
     assert code is Exit.TOO_MANY_FAILED

@@ -45,7 +45,6 @@ def undisturbed_in_s3(
         out=f"{BUCKET}/undisturbed",
         output_storage=str(options),
         input=InputConfig(images=images.url, storage=str(options)),
-        execution=replace(small_config.execution, replicas=1),
     )
     assert run_job(config)[0] is Exit.COMPLETE
     return config

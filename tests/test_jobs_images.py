@@ -80,7 +80,6 @@ def test_a_grown_dataset_explains_only_its_new_rows(
     more = replace(
         finished,
         input=InputConfig(images=str(grown), extend=finished.out),
-        execution=replace(finished.execution, replicas=1),
         out=str(tmp_path / "more"),
     )
     with pytest.raises(NothingNew, match="holds no image that the run to extend does not have"):

@@ -88,7 +88,7 @@ def watched(finished, run_job, image_folder, tmp_path_factory):
         (folder / path.parent.name / path.name).write_bytes(path.read_bytes())
     (folder / "ant" / "none.jpg").write_bytes(b"no picture")
     out = tmp_path_factory.mktemp("watched") / "run"
-    execution = replace(finished.execution, max_failed=1.0, replicas=1, json_log=True)
+    execution = replace(finished.execution, max_failed=1.0, json_log=True)
     config = replace(
         finished, out=str(out), input=InputConfig(images=str(folder)), execution=execution
     )
@@ -150,7 +150,6 @@ def test_replicas_export_metrics_while_they_work(finished, tmp_path):
         finished,
         out=str(tmp_path / "run"),
         method=replace(finished.method, target="top:2"),
-        execution=replace(finished.execution, replicas=1),
     )
     seen: dict[tuple, float] = {}
     ended = threading.Event()
@@ -200,7 +199,7 @@ def test_a_replica_that_died_and_its_shard_are_counted(finished, tmp_path):
         finished,
         out=str(tmp_path / "run"),
         method=replace(finished.method, target="top:3"),
-        execution=replace(finished.execution, replicas=1, json_log=True),
+        execution=replace(finished.execution, json_log=True),
     )
     stream = io.StringIO()
     with logged_to(stream):
