@@ -23,6 +23,7 @@ pytest_plugins = [
     "tests.fixtures_audited",
 ]
 
+EXPORTS = ("carriers", "coco", "fiftyone", "huggingface", "relabel", "virelay")
 # Files whose tests share a run that is dear to make: one process has them all.
 SHARING = {
     "test_docs_notebook.py": "demo",
@@ -30,6 +31,9 @@ SHARING = {
     "test_jobs_demo.py": "demo",
     "test_jobs_elastic.py": "undisturbed",
     "test_jobs_losses.py": "undisturbed",
+    **dict.fromkeys((f"test_jobs_export_{name}.py" for name in EXPORTS), "audited"),
+    "test_jobs_report.py": "audited",
+    "test_jobs_show.py": "audited",
 }
 
 

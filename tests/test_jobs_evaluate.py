@@ -148,18 +148,6 @@ def test_what_is_told_of_methods_follows_from_the_numbers(config):
     assert f"{rollout['value']:.2f} ±" in told
 
 
-def test_an_evaluation_does_what_is_missing_and_then_nothing(config):
-    run_evaluation(config)
-    before = measured(config)
-    (folder_of(config) / "parts" / "part-00000001.parquet").unlink()
-    code, told = run_evaluation(config)
-    assert code is Exit.COMPLETE
-    assert "12 images, of which 4 are to be judged" in told
-    assert measured(config) == before
-    _, told = run_evaluation(config)
-    assert "12 images, of which 0 are to be judged" in told
-
-
 def test_a_signal_ends_an_evaluation_which_is_resumed_to_the_same_numbers(config):
     run_evaluation(config)
     whole = measured(config)
@@ -179,8 +167,14 @@ def test_a_signal_ends_an_evaluation_which_is_resumed_to_the_same_numbers(config
     assert code is Exit.TERMINATED, told
     assert "images are not yet judged; the same command does the rest" in told
     assert json.loads((folder_of(config) / "summary.json").read_text())["state"] == "incomplete"
-    assert run_evaluation(config)[0] is Exit.COMPLETE
+    missing = 12 - 4 * len(parts.names())
+    assert 0 < missing < 12
+    code, told = run_evaluation(config)
+    assert code is Exit.COMPLETE
+    assert f"12 images, of which {missing} are to be judged" in told
     assert measured(config) == whole
+    _, told = run_evaluation(config)
+    assert "12 images, of which 0 are to be judged" in told
 
 
 def test_boxes_tell_where_what_matters_lies(config, tmp_path):
@@ -194,11 +188,12 @@ def test_boxes_tell_where_what_matters_lies(config, tmp_path):
         "bottom": [row["height"] for row in boxed],
     }
     pq.write_table(pa.table(sides), tmp_path / "boxes.parquet")
-    everywhere = replace(config, seed=5, boxes=str(tmp_path / "boxes.parquet"))
+    few = replace(config, seed=5, methods="reciprocam,random")
+    everywhere = replace(few, boxes=str(tmp_path / "boxes.parquet"))
     code, told = run_evaluation(everywhere)
     assert code is Exit.COMPLETE, told
     rows = [row for row in measured(everywhere) if row["metric"] in ("pointing", "mass")]
-    assert len(rows) == 12 * 4 * 2
+    assert len(rows) == 12 * 2 * 2
     assert {row["row"] % 2 for row in rows} == {0, 1}
     for row in rows:
         assert row["value"] == (pytest.approx(1.0) if row["row"] % 2 else None), row

@@ -22,8 +22,8 @@ ROWS = 60
 Runner = Callable[[ExplainConfig], tuple[Exit, str]]
 
 
-def test_local_and_s3_runs_hold_the_same_rows(run_job, config, s3, tmp_path, rows_of):
-    """Both written by two replicas."""
+def test_local_and_s3_runs_hold_the_same_rows(run_job, config, finished, s3, tmp_path, rows_of):
+    """Both written by two replicas; one writes the same."""
     local = replace(config, execution=replace(config.execution, replicas=2))
     assert run_job(local)[0] is Exit.COMPLETE
     options = tmp_path / "options.json"
@@ -46,6 +46,7 @@ def test_local_and_s3_runs_hold_the_same_rows(run_job, config, s3, tmp_path, row
     assert [{k: v for k, v in row.items() if k not in own} for row in here] == [
         {k: v for k, v in row.items() if k not in own} for row in there
     ]
+    assert here == rows_of(Location(finished.out))
     for root in (Location(local.out), s3.location("run")):
         stored = open_run(root)
         assert stored.read_summary()["state"] == "complete"
@@ -138,9 +139,8 @@ def test_another_fingerprint_is_refused_with_the_difference(run_job, finished):
         run_job(other)
 
 
-def test_replicas_and_batch_size_change_no_row(run_job, config, finished, rows_of):
-    other = replace(config, execution=replace(config.execution, replicas=2, batch_size=5))
-    assert other.execution.replicas != finished.execution.replicas
+def test_the_batch_size_changes_no_row(run_job, config, finished, rows_of):
+    other = replace(config, execution=replace(config.execution, batch_size=5))
     assert run_job(other)[0] is Exit.COMPLETE
     here, there = rows_of(Location(finished.out)), rows_of(Location(other.out))
     exact = ("run", "row", "image_id", "status", "target", "predicted", "label", "label_name")

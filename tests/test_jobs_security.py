@@ -139,7 +139,7 @@ def write_list(signed: type[Signed], path: Path, signature: str, rows: int = 20)
         path.write_text("\n".join(["uri", *uris]) + "\n")
 
 
-@pytest.mark.parametrize("name", ["list.csv", "list.parquet"])
+@pytest.mark.parametrize("name", ["list.csv", pytest.param("list.parquet", marks=pytest.mark.slow)])
 def test_signatures_of_urls_are_stored_nowhere_and_a_list_signed_anew_resumes(
     run_job, config, signed, tmp_path, name, rows_of
 ):

@@ -65,7 +65,9 @@ def test_what_fails_once_is_done_again(store, folder, kind):
     assert store.met[kind] == 4
 
 
-@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize(
+    "kind", [PASSING[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in PASSING[1:])]
+)
 def test_what_fails_for_ever_ends_in_a_clear_error_after_bounded_tries_with_pauses(
     store, folder, kind
 ):
