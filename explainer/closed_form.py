@@ -11,8 +11,10 @@ Shapes: B images, n masks of a chunk, H heads of width d, R read-out tokens, T t
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,15 +31,18 @@ def closed_form(model: VitClassifier, entering: Entering, groups: Sequence[Masks
     """Logits under masks at the last block, which `entering` enters; its attention is linear."""
     (position,) = entering.positions
     last = _LastBlock(model, entering.tokens, position, groups[0].levels)
-    return Passes(last.logits(last.unmasked())[:, 0], _chunks(model, last, groups))
-
-
-def _chunks(
-    model: VitClassifier, last: "_LastBlock", groups: Sequence[Masks]
-) -> Iterator[MaskLogits]:
-    """Masks of all groups together: their rows are alike from here on, and many rows are fast."""
+    # Masks of all groups together: their rows are alike from here on, and many rows are fast. The
+    # unmasked row goes with the first ones.
     size = _masks_at_once(model, last)
-    for distinct in distinct_chunks(tuple(groups), model.prefix, model.patches, size):
+    first, *later = distinct_chunks(tuple(groups), model.prefix, model.patches, size)
+    shares = torch.cat([last.unmasked(), last.masked(first)], dim=3)
+    unmasked, masked = last.logits(shares).split([1, len(first.centres)], dim=1)
+    begun = MaskLogits(WHOLE_BATCH, first.centres, masked)
+    return Passes(unmasked[:, 0], chain([begun], _chunks(last, later)))
+
+
+def _chunks(last: "_LastBlock", chunks: Sequence[Distinct]) -> Iterator[MaskLogits]:
+    for distinct in chunks:
         yield MaskLogits(WHOLE_BATCH, distinct.centres, last.logits(last.masked(distinct)))
 
 
@@ -99,31 +104,37 @@ class _LastBlock:
             scores.append(score if relative is None else score + relative[..., : query.shape[2], :])
         return torch.stack(scores, dim=-2)
 
-    def unmasked(self) -> Float[Tensor, "batch heads readout 1 tokens"]:
-        """Attention of the read-out tokens in the unmasked image."""
+    def unmasked(self) -> Float[Tensor, "batch heads readout 1 value_tokens"]:
+        """Attention of the read-out tokens in the unmasked image, for as many as `value` has."""
         scores = self.scores if self.alike else self.scores[..., -1, :]
-        return scores.softmax(-1)[:, :, :, None]
+        return self._over_values(scores.softmax(-1)[:, :, :, None])
 
-    def masked(self, distinct: Distinct) -> Float[Tensor, "batch heads readout masks any_tokens"]:
-        """Attention times mask, for each mask: over all tokens, or as many as `value` has rows."""
+    def masked(self, distinct: Distinct) -> Float[Tensor, "batch heads readout masks value_tokens"]:
+        """Attention times mask, for each mask, over as many tokens as `value` has."""
         if not self.alike:
             weight, level = (
                 distinct.over_tokens(each, self.tokens.shape[1])
                 for each in (distinct.weight, distinct.level)
             )
             shape = (*self.scores.shape[:3], *level.shape)
-            return self.scores.gather(3, level.expand(shape)).softmax(-1) * weight
+            share = self.scores.gather(3, level.expand(shape)).softmax(-1) * weight
+            return self._over_values(share)
         scores = self.scores.index_select(-1, distinct.index.flatten())
         scores = scores.unflatten(-1, distinct.index.shape)
         scores = torch.addcmul(distinct.log_counts, scores, distinct.weight)
         share = as_multiplied(scores.softmax(-1) * distinct.weight)
         return distinct.over_tokens(share, self.value.shape[2])
 
+    def _over_values(
+        self, share: Float[Tensor, "batch heads readout masks tokens"]
+    ) -> Float[Tensor, "batch heads readout masks value_tokens"]:
+        return as_multiplied(F.pad(share, (0, self.value.shape[2] - share.shape[-1])))
+
     def logits(
-        self, share: Float[Tensor, "batch heads readout masks any_tokens"]
+        self, share: Float[Tensor, "batch heads readout masks value_tokens"]
     ) -> Float[Tensor, "batch masks classes"]:
         """The rest of the block for the read-out tokens, and the head."""
-        mixed = share.flatten(2, 3) @ self.value[:, :, : share.shape[-1]]
+        mixed = share.flatten(2, 3) @ self.value
         mixed = mixed.unflatten(2, share.shape[2:4]).permute(0, 3, 1, 2, 4)
         residual = self.tokens[:, None, : self.model.readout]
         rows = finish(self.block, residual, self.attention.out(mixed))

@@ -25,7 +25,7 @@ from explainer.forms import Form, default_form, form_at
 from explainer.maps import normalise
 from explainer.masks import masks_of
 from explainer.models import VitClassifier
-from explainer.passes import Passes
+from explainer.passes import Passes, at_once, evenly
 from explainer.scores import Target, class_scores, select_targets
 from explainer.structure import tokens_entering
 
@@ -167,18 +167,50 @@ def explain(
     method.check(model, allow_definition=allow_definition)
     target = Target.parse(target) if isinstance(target, str) else target
     with torch.autocast(crops.device.type, MIXED, enabled=precision == "mixed"):
-        passes = _passes(model, crops, method)
-        targets = select_targets(passes.unmasked, target, labels)
-        scores = passes.unmasked.new_empty(*targets.shape, model.patches)
-        for part in passes.masked:
-            of_part = class_scores(part.logits, targets[part.images], method.score)
-            scores[part.images].index_copy_(2, part.centres, of_part.transpose(1, 2))
+        size = _images_at_once(model, crops)
+        batches = crops.split(size)
+        of_batches = [None] * len(batches) if labels is None else labels.split(size)
+        parts = [
+            _explained(model, images, target, their_labels, method)
+            for images, their_labels in zip(batches, of_batches, strict=True)
+        ]
+    explained = parts[0] if len(parts) == 1 else Explanation.concatenated(parts)
     # A sum is finite where all of its terms are, and takes a GPU fewer steps than looking at each.
-    if precision == "mixed" and not math.isfinite(passes.unmasked.sum() + scores.sum()):
+    if precision == "mixed" and not math.isfinite(explained.logits.sum() + explained.scores.sum()):
         raise PrecisionError(
             f"{model.name} has activations beyond float16, which mixed precision computes in; use "
             "precision float32"
         )
+    return explained
+
+
+def _images_at_once(model: VitClassifier, crops: UInt8[Tensor, "batch 3 height width"]) -> int:
+    """On a CPU as few equal parts of a batch as stay in its caches inside an MLP; on a GPU all.
+
+    Larger tensors are given back to the system and asked for anew in every block, which costs more
+    than what longer products gain.
+    """
+    if crops.device.type != "cpu" or len(crops) == 0:
+        return max(1, len(crops))
+    tokens = model.prefix + model.patches
+    parameter = next(model.vit.parameters())
+    inside_mlp = 4 * tokens * int(model.vit.embed_dim) * parameter.element_size()
+    return evenly(len(crops), at_once(inside_mlp, parameter))
+
+
+def _explained(
+    model: VitClassifier,
+    crops: UInt8[Tensor, "batch 3 height width"],
+    target: Target,
+    labels: Int[Tensor, " batch"] | None,
+    method: ReciproCam,
+) -> Explanation:
+    passes = _passes(model, crops, method)
+    targets = select_targets(passes.unmasked, target, labels)
+    scores = passes.unmasked.new_empty(*targets.shape, model.patches)
+    for part in passes.masked:
+        of_part = class_scores(part.logits, targets[part.images], method.score)
+        scores[part.images].index_copy_(2, part.centres, of_part.transpose(1, 2))
     return Explanation(passes.unmasked, targets, scores.unflatten(-1, model.grid))
 
 
