@@ -56,4 +56,5 @@ OTHERS = {"check", "threads", "repeats", "methods", "batch", "out", "epochs", "s
     # Of Ray, AWS, Docker and Kubernetes.
     *("head", "working-dir", "stack-name", "template-file", "capabilities"),
     *("parameter-overrides", "file", "tag", "filename"),
+    *("node-id", "reason", "reason-message", "deadline-remaining-seconds"),
 }
