@@ -1,6 +1,7 @@
 """A submitted job's log as it comes, and its exit code, through connections that break."""
 
 import asyncio
+import signal
 import time
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 
 from jobs.config import Exit
+from jobs.signals import Signals
 
 # A connection over which nothing comes for so long may be dead; a running job tells something
 # every ten seconds.
@@ -64,15 +66,17 @@ def follow(
     A cluster that is out of reach is asked again for `patience` seconds. Ctrl-C ends the telling
     alone: the job goes on.
     """
+    signals = Signals()
     try:
-        details = _ended(Followed(client, job_id, console), patience)
+        with signals.caught():
+            details = _ended(Followed(client, job_id, console), patience, signals)
     except KeyboardInterrupt:
         console.print(
             f"{job_id} goes on; the same command follows it again, and this stops it: "
             f"{command('stop', client, job_id)}",
             markup=False,
         )
-        return Exit.INTERRUPTED
+        return Exit.TERMINATED if signals.received == signal.SIGTERM else Exit.INTERRUPTED
     if details is None:
         return Exit.INCOMPLETE
     tell_end(details, job_id, console)
@@ -84,10 +88,11 @@ def command(verb: str, client: JobSubmissionClient, job_id: str) -> str:
     return f"ray job {verb} --address {client.get_address()} {job_id}"
 
 
-def _ended(job: Followed, patience: float) -> JobDetails | None:
+def _ended(job: Followed, patience: float, signals: Signals) -> JobDetails | None:
     """What became of the job; None where that was not to be learned."""
     lost_since: float | None = None
     while True:
+        signals.check()  # one that came while a connection broke may have been lost in it
         try:
             asyncio.run(job.tail())
             details = job.client.get_job_info(job.id)
