@@ -3,7 +3,10 @@
 import io
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +104,32 @@ def undisturbed(
 def config(small_config: ExplainConfig, tmp_path: Path) -> ExplainConfig:
     """The same in a place of its own."""
     return replace(small_config, out=str(tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def done_when() -> Callable[..., AbstractContextManager[None]]:
+    """Has `act` called, by a thread, as soon as `condition` holds, while a block is at work."""
+
+    @contextmanager
+    def watched(condition: Callable[[], bool], act: Callable[[], None]) -> Iterator[None]:
+        left = threading.Event()
+
+        def watch() -> None:
+            while not left.is_set():
+                if condition():
+                    act()
+                    return
+                time.sleep(0.005)
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            left.set()
+            thread.join()
+
+    return watched
 
 
 @pytest.fixture(scope="session")

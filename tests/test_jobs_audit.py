@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +101,7 @@ def test_the_watermark_is_found_and_all_that_is_written_agrees(config):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_signal_ends_an_audit_which_is_resumed_to_the_same_bytes(config):
+def test_a_signal_ends_an_audit_which_is_resumed_to_the_same_bytes(config, done_when):
     run_audit(config)
     classes = Location(str(folder_of(config))).child("classes")
     evidence = {name: classes.child(name).read() for name in classes.names()}
@@ -113,15 +111,10 @@ def test_a_signal_ends_an_audit_which_is_resumed_to_the_same_bytes(config):
     for name in mine:
         classes.child(name).delete()
 
-    def stop_after_the_first() -> None:
-        while not mine & set(classes.names()):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    stop = threading.Thread(target=stop_after_the_first)
-    stop.start()
-    outcome, told = run_audit(config)
-    stop.join()
+    with done_when(
+        lambda: bool(mine & set(classes.names())), lambda: os.kill(os.getpid(), signal.SIGTERM)
+    ):
+        outcome, told = run_audit(config)
     assert outcome.code is Exit.TERMINATED, told
     assert "incomplete: 1 classes are not yet examined; the same command does the rest" in told
     assert not outcome.report.findings

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,22 +146,15 @@ def test_what_is_told_of_methods_follows_from_the_numbers(config):
     assert f"{rollout['value']:.2f} ±" in told
 
 
-def test_a_signal_ends_an_evaluation_which_is_resumed_to_the_same_numbers(config):
+def test_a_signal_ends_an_evaluation_which_is_resumed_to_the_same_numbers(config, done_when):
     run_evaluation(config)
     whole = measured(config)
     parts = Location(str(folder_of(config))).child("parts")
     for name in parts.names():
         parts.child(name).delete()
 
-    def stop_after_the_first() -> None:
-        while not parts.names():
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    stop = threading.Thread(target=stop_after_the_first)
-    stop.start()
-    code, told = run_evaluation(config)
-    stop.join()
+    with done_when(lambda: bool(parts.names()), lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        code, told = run_evaluation(config)
     assert code is Exit.TERMINATED, told
     assert "images are not yet judged; the same command does the rest" in told
     assert json.loads((folder_of(config) / "summary.json").read_text())["state"] == "incomplete"

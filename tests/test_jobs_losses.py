@@ -7,10 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,27 +80,6 @@ def wait_for(
         time.sleep(0.005)
 
 
-@contextmanager
-def done_when(condition: Callable[[], bool], act: Callable[[], None]) -> Iterator[None]:
-    """Within it `act` is called, by a thread, as soon as `condition` holds."""
-    left = threading.Event()
-
-    def watch() -> None:
-        while not left.is_set():
-            if condition():
-                act()
-                return
-            time.sleep(0.005)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        left.set()
-        thread.join()
-
-
 def test_a_killed_driver_is_resumed_to_the_same_parts(
     run_job, config, undisturbed, tmp_path, parts_of
 ):
@@ -120,7 +97,7 @@ def test_a_killed_driver_is_resumed_to_the_same_parts(
 
 @pytest.mark.slow
 def test_signals_end_a_run_again_and_again_and_it_can_be_resumed(
-    run_job, config, undisturbed, tmp_path, parts_of
+    run_job, config, undisturbed, tmp_path, parts_of, done_when
 ):
     attempts = Location(config.out).child("attempts")
     # While it waits for its replicas to start.
@@ -176,7 +153,9 @@ def replica_processes(address: str) -> list[int]:
     return found
 
 
-def test_a_killed_replica_is_replaced_and_no_row_is_lost(run_job, config, undisturbed, parts_of):
+def test_a_killed_replica_is_replaced_and_no_row_is_lost(
+    run_job, config, undisturbed, parts_of, done_when
+):
     def kill() -> None:
         os.kill(replica_processes(config.execution.address)[0], signal.SIGKILL)
 

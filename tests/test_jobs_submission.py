@@ -1,21 +1,26 @@
 """What may be submitted, under which id, and what travels with it; no cluster."""
 
+import io
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
-from ray.job_submission import JobDetails
+from ray.job_submission import JobDetails, JobSubmissionClient
+from rich.console import Console
 
 from benchmarks.weed import free_ports
 from jobs.cli import AnyCommand, parse
 from jobs.commands import SubmitConfig
 from jobs.config import ConfigurationError, Exit
-from jobs.follow import exit_code
+from jobs.follow import exit_code, follow
 from jobs.submission import NO_PLACES, PLACES, KnownJob, Submission, free_id, running
 from jobs.working_dir import SOURCE, packed
 
@@ -244,3 +249,27 @@ def test_a_command_that_does_not_parse_is_not_submitted():
     twice = saliency(*address, "--", "submit", *address, *JOB)
     assert twice.returncode == 2
     assert "behind -- stands the command itself" in twice.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, Exit.INTERRUPTED), (signal.SIGTERM, Exit.TERMINATED)]
+)
+def test_a_signal_that_is_lost_where_a_connection_breaks_ends_the_following(number, code):
+    class Breaking(JobSubmissionClient):
+        def __init__(self) -> None:
+            """Connect to nothing."""
+
+        def get_address(self) -> str:
+            return "http://head:8265"
+
+        async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(1)
+            except KeyboardInterrupt:
+                raise ConnectionError("broken") from None
+            yield job_id
+
+    console = Console(file=io.StringIO(), width=200)
+    assert follow(Breaking(), "job", console, patience=5.0) is code
+    assert "job goes on; the same command follows it again" in console.file.getvalue()
