@@ -1,8 +1,8 @@
 """How the job scales with replicas, with a model that sleeps in place of the vision transformer.
 
-    python benchmarks/scaling.py [--rows N] [--seconds S] [--replicas 1,2,4,8] [--check]
+    python benchmarks/scaling.py [--shards N] [--rows N] [--seconds S] [--replicas 1,2,4,8] [--check]
 
-Strong scaling: the same 64 shards (of N rows, 4,096) are explained by 1, 2, 4 and 8 replicas of a
+Strong scaling: the same shards (64, of 4,096 rows) are explained by 1, 2, 4 and 8 replicas of a
 Ray cluster on this machine. In place of fetching, decoding and explaining a replica sleeps, S
 seconds a shard (1) in equal parts for each batch of 128, and takes maps of noise; everything else
 is the job's own: driver, pool, Ray, the shard's rows of the manifest, the part's rows, Parquet, and
@@ -37,7 +37,6 @@ from jobs.cli import set_ray_environment
 from jobs.config import ExecutionConfig, ExplainConfig, InputConfig, ModelConfig
 
 MODEL = "vit_tiny_patch16_224"  # never run: it gives the size of the maps
-SHARDS = 64  # what the job itself makes of 64 times as many rows as a shard has
 GPU_BATCH = 128  # the job's own on a GPU, which the sleep stands for
 LEAST_EFFICIENCY = 0.9
 out = Console(soft_wrap=True, highlight=False)
@@ -61,9 +60,11 @@ def main() -> None:
     """Run with each number of replicas, print the table, and with --check hold the efficiency."""
     options = _options()
     out.print(describe("ray", "torch", "pyarrow"))
-    out.print(f"{SHARDS} shards of {options.rows} rows, {options.seconds:g} s of sleep a shard\n")
+    out.print(
+        f"{options.shards} shards of {options.rows} rows, {options.seconds:g} s of sleep a shard\n"
+    )
     with TemporaryDirectory(prefix="saliency-scaling-") as folder:
-        manifest = _write_manifest(Path(folder), SHARDS * options.rows)
+        manifest = _write_manifest(Path(folder), options.shards * options.rows)
         measured = [_run(n, manifest, Path(folder), options) for n in options.replicas]
     worst = _table(measured, options)
     if options.check and worst < LEAST_EFFICIENCY:
@@ -73,6 +74,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How the job scales with replicas.")
+    parser.add_argument("--shards", type=int, default=64, help="at least 64")
     parser.add_argument("--rows", type=int, default=4096, help="of a shard, at most 4096")
     parser.add_argument("--seconds", type=float, default=1.0, help="of sleep a shard")
     parser.add_argument("--replicas", default="1,2,4,8")
@@ -111,8 +113,8 @@ def _run(replicas: int, manifest: Path, folder: Path, options: argparse.Namespac
     if code != 0:
         raise RuntimeError(f"the run with {replicas} replicas ended with code {code}")
     parts = [path.stat().st_mtime for path in run.glob("explanations/*.parquet")]
-    if len(parts) != SHARDS:
-        raise RuntimeError(f"{len(parts)} parts; {SHARDS} shards of {options.rows} rows")
+    if len(parts) != options.shards:
+        raise RuntimeError(f"{len(parts)} parts; {options.shards} shards of {options.rows} rows")
     ready = max(path.stat().st_mtime for path in meeting.parent.glob(f"{replicas}.*"))
     seconds = json.loads((run / "summary.json").read_text())["last_attempt"]["seconds"]
     busy = seconds["compute"] + seconds["write"]
@@ -122,7 +124,7 @@ def _run(replicas: int, manifest: Path, folder: Path, options: argparse.Namespac
         start=ready - began,
         work=max(parts) - ready,
         end=ended - max(parts),
-        besides=busy / SHARDS - options.seconds,
+        besides=busy / options.shards - options.seconds,
     )
 
 
@@ -137,7 +139,7 @@ def _table(measured: list[Measured], options: argparse.Namespace) -> float:
     for each in measured:
         efficiency = one / (each.work * each.replicas)
         worst = min(worst, efficiency)
-        rate = SHARDS * options.rows / each.work
+        rate = options.shards * options.rows / each.work
         out.print(
             f"{each.replicas:>8} {each.start:>10.1f} {each.work:>8.2f} {rate:>9.0f} "
             f"{efficiency:>10.2f} {each.besides:>22.3f} {each.end:>8.1f}"
@@ -145,7 +147,7 @@ def _table(measured: list[Measured], options: argparse.Namespace) -> float:
     cores, cost = os.cpu_count() or 1, measured[0].besides
     out.print(
         f"a shard costs {cost:.2f} s beside its sleep: {cores} cores can serve "
-        f"{cores * (options.seconds + cost) / cost:.1f} replicas"
+        f"{cores * options.seconds / cost:.1f} replicas"
     )
     return worst
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from explainer import Explanation
 from explainer.preprocess import Decoded
 from jobs.loader import Batch
-from jobs.plan import Shard
 from jobs.replica import Feed, Replica, ReplicaInfo, loading_runs
 from jobs.worker import ExplainWorker, Job
 
@@ -40,13 +40,13 @@ class SleepingWorker(ExplainWorker):
 class EmptyFeed(Feed):
     """Gives batches that are there already, of images that were never read."""
 
-    def batches(self, shard: Shard, upcoming: Shard | None) -> Iterator[Batch]:
-        """The shard's batches in order, without crops."""
+    def batches(self, rows: pa.Table) -> Iterator[Batch]:
+        """The batches of a shard's rows in order, without crops."""
         image = Decoded(
             "ok", None, None, 500, 375, "JPEG", "RGB", False, 90, (0.5, 0.4, 0.3), 0.2, 0.01
         )
         size = self.job.batch_size
-        for run in loading_runs(self.rows(shard), size, size):
+        for run in loading_runs(rows, size, size):
             crops = np.empty((len(run), 3, 0, 0), dtype=np.uint8)
             yield Batch([image] * len(run), [50_000] * len(run), crops, 0.0, 0.0)
 

@@ -14,20 +14,20 @@ MOST_FED = 4
 def bottleneck(seconds: Mapping[str, float], replicas: int, device: str) -> str:
     """Name what limited the rate, and what would raise it.
 
-    `seconds`: `wait`, `compute` and `write`, summed over replicas, one after the other in each, and
-    `fetch` and `decode`, summed over loading tasks, which run beside them. A replica that waits is
-    starved by the loading, whatever it computes the rest of the time; one that does not is limited
-    by what it does itself.
+    `seconds`: `wait` and `compute`, summed over replicas, one after the other in each, `write`,
+    which runs beside them, and `fetch` and `decode`, summed over loading tasks. Where writing takes
+    longer than all else, it holds that up. Else a replica that waits is starved by the loading,
+    whatever it computes the rest of the time; one that does not is limited by what it computes.
     """
     fetch, decode = seconds["fetch"], seconds["decode"]
     wait, compute, write = seconds["wait"], seconds["compute"], seconds["write"]
-    busy = wait + compute + write
-    if busy < LEAST_SECONDS * replicas:
+    busy = wait + compute
+    if max(busy, write) < LEAST_SECONDS * replicas:
         return "too short to tell what limits it"
+    if write > busy:
+        return "limited by writing: add replicas, or write to a faster store"
     if wait > STARVED * busy:
         return f"limited by {_loading(fetch, decode, wait)}"
-    if write > compute:
-        return "limited by writing: add replicas, or write to a faster store"
     more = "replicas or GPUs" if device == "cuda" else "CPUs, or use a GPU"
     return f"limited by the model: add {more}"
 

@@ -1,5 +1,6 @@
 """A replica: a Ray actor around ExplainWorker, and the loading tasks that keep it fed."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,13 +10,15 @@ import pyarrow as pa
 import ray
 import torch
 
+from jobs.ahead import Ahead
 from jobs.crashes import positions
 from jobs.loader import Batch, load_batch
+from jobs.part import Chunk
 from jobs.plan import Shard
 from jobs.retry import explained_rows
 from jobs.row_images import Load
 from jobs.watched_replica import WatchedReplica
-from jobs.worker import ExplainWorker, Job, ShardReport, device_name
+from jobs.worker import Begun, ExplainWorker, Job, ShardReport, device_name
 from storage.columns import IN_PARQUET
 
 AHEAD_BYTES = 512 * 2**20
@@ -63,11 +66,16 @@ def loading(job: Job, loader_cpus: float) -> Load:
 
 
 class Replica:
-    """Explains shards one at a time; the next one's images load while this one computes."""
+    """Explains shards one at a time, the next one while this one's part is written.
+
+    Meanwhile the images that are explained next are loaded.
+    """
 
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
         self.worker = ExplainWorker(job)
         self.feed = Feed(job, loader_cpus, ahead)
+        self.computing: Ahead[Chunk] = Ahead()
+        self.begun: dict[Shard, Begun] = {}
         self.info = replica_info(job)
         self.watched = WatchedReplica(job.run.id, asdict(self.info))
 
@@ -80,11 +88,14 @@ class Replica:
         self.feed.ahead = batches
 
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
-        """Explain and publish `shard`; `upcoming` is likely this replica's next."""
+        """Explain and publish `shard`; begin `upcoming`, likely this replica's next, behind it."""
         with self.watched.at_work(shard, "explain"):
-            rows = self.feed.rows(shard)
-            batches = self.watched.batches(self.feed.batches(shard, upcoming))
-            return self.watched.written(self.worker.explain_shard(shard, rows, batches))
+            if shard not in self.begun:
+                self._abandon()
+                self._begin(shard)
+            if upcoming is not None:
+                self._begin(upcoming)
+            return self.watched.written(self.worker.publish(self.begun.pop(shard)))
 
     def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
         """Explain and publish a shard that killed, without the rows of `crashed`.
@@ -93,9 +104,8 @@ class Replica:
         """
         run = self.worker.job.run
         with self.watched.at_work(shard, "explain carefully"):
-            rows = self.feed.rows(shard)
-            batches = self.feed.one_by_one(shard, crashed, run.leave_breadcrumb)
-            report = self.worker.explain_shard(shard, rows, self.watched.batches(batches))
+            begun = self._one_by_one(shard, crashed, run.leave_breadcrumb)
+            report = self.worker.publish(begun)
             run.sweep_breadcrumb(shard.index)
             return self.watched.written(report)
 
@@ -105,22 +115,45 @@ class Replica:
         with self.watched.at_work(shard, "retry"):
             part = run.read_part(shard.index)
             skipped = dict.fromkeys(explained_rows(part), "explained before") | dict(crashed)
-            batches = self.feed.one_by_one(shard, skipped, run.leave_breadcrumb)
-            report = self.worker.retry_shard(shard, part, self.feed.rows(shard), batches)
+            begun = self._one_by_one(shard, skipped, run.leave_breadcrumb)
+            report = self.worker.retry_shard(begun, part)
             run.sweep_breadcrumb(shard.index)
             return self.watched.written(report)
 
     def probe(self, rows: Shard, crashed: Mapping[int, str]) -> None:
         """Explain some rows of a shard, for no other end than to see whether they kill."""
         with self.watched.at_work(rows, "probe"):
-            batches = self.feed.one_by_one(rows, crashed, lambda *_: None)
-            self.worker.explain_rows(rows, self.feed.rows(rows), batches)
+            self.worker.table(self._one_by_one(rows, crashed, lambda *_: None))
+
+    def _begin(self, shard: Shard) -> None:
+        """Have the shard explained, behind whatever was begun before."""
+        rows = self._rows(shard)
+        batches = self.watched.batches(self.feed.batches(rows))
+        self.begun[shard] = self.worker.begin(shard, rows, batches, self.computing)
+
+    def _one_by_one(
+        self, shard: Shard, skipped: Mapping[int, str], tell: Callable[[int, int, int], None]
+    ) -> Begun:
+        """The shard, with nothing else in work; as Feed.one_by_one loads it."""
+        self._abandon()
+        rows = self._rows(shard)
+        batches = self.watched.batches(self.feed.one_by_one(shard, rows, skipped, tell))
+        return self.worker.begin(shard, rows, batches)
+
+    def _abandon(self) -> None:
+        """Leave what was begun for shards that went elsewhere."""
+        self.feed.forget()
+        for begun in self.begun.values():
+            begun.explained.close()
+        self.begun.clear()
+
+    def _rows(self, shard: Shard) -> pa.Table:
+        return self.worker.job.rows.read(shard.start, shard.stop)
 
 
 @dataclass(frozen=True)
 class _Loading:
-    shard: Shard
-    run: range
+    images: int
     batch: "ray.ObjectRef[Batch]"
 
 
@@ -128,86 +161,82 @@ class Feed:
     """Keeps up to `ahead` batches loading as Ray tasks on any CPU, across the border of shards.
 
     A batch's crops travel as uint8 in the object store, and what is loaded ahead is bounded in
-    bytes too. The tasks belong to the replica: they end with it.
+    bytes too. The tasks belong to the replica: they end with it. One thread asks for batches while
+    another takes them.
     """
 
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
         self.job = job
         self.ahead = ahead
         height, width = job.model.preprocessing.input_size
-        self.rows_ahead = max(1, AHEAD_BYTES // (3 * height * width))
+        self.images_ahead = max(1, AHEAD_BYTES // (3 * height * width))
         self.load = ray.remote(num_cpus=loader_cpus, scheduling_strategy="SPREAD")(load_batch)
+        self.wanted: deque[pa.Table] = deque()
         self.loading: deque[_Loading] = deque()
-        self.known_rows: dict[Shard, pa.Table] = {}
+        self.changing = threading.Lock()
 
-    def rows(self, shard: Shard) -> pa.Table:
-        """The shard's manifest rows, read once."""
-        if shard not in self.known_rows:
-            self.known_rows[shard] = self.job.rows.read(shard.start, shard.stop)
-        return self.known_rows[shard]
+    def batches(self, rows: pa.Table) -> Iterator[Batch]:
+        """The batches of a shard's manifest rows in order, loaded behind all asked for before."""
+        runs = self._runs(rows)
+        with self.changing:
+            # Taken, not sliced: a pickled slice carries the whole table.
+            self.wanted.extend(rows.take(pa.array(run)) for run in runs)
+            self._fill()
+        return self._loaded(len(runs))
 
-    def batches(self, shard: Shard, upcoming: Shard | None) -> Iterator[Batch]:
-        """The shard's batches in order, with `upcoming`'s first ones loading behind them."""
-        self._keep_only(shard, upcoming)
-        runs = self._runs(shard)
-        wanted = deque((shard, run) for run in runs[len(self.loading) :])
-        if upcoming is not None:
-            wanted.extend((upcoming, run) for run in self._runs(upcoming))
-        for _ in runs:
-            self._fill(wanted)
-            batch = ray.get(self.loading.popleft().batch)
-            # The place that this batch leaves is taken before the caller computes on it.
-            self._fill(wanted)
+    def _loaded(self, batches: int) -> Iterator[Batch]:
+        for _ in range(batches):
+            # Once they are forgotten this fails, for nobody who waits.
+            batch = ray.get(self.loading[0].batch)
+            with self.changing:
+                # The place that this batch leaves is taken before the caller computes on it.
+                self.loading.popleft()
+                self._fill()
             yield batch
 
     def one_by_one(
-        self, shard: Shard, skipped: Mapping[int, str], tell: Callable[[int, int, int], None]
+        self,
+        shard: Shard,
+        rows: pa.Table,
+        skipped: Mapping[int, str],
+        tell: Callable[[int, int, int], None],
     ) -> Iterator[Batch]:
         """The shard's batches, each loaded when it is asked for and tried once.
 
         Rows of `skipped` are not touched. `tell` is told beforehand the shard's index and which
         rows are in hand from now on: to a GPU one batch is copied while another is computed.
         """
-        self._forget()
-        self._keep_only(shard, None)
         load = self.load.options(max_retries=0)
         computed = shard.start
-        for run in self._runs(shard):
+        for run in self._runs(rows):
             stop = shard.start + run.stop
             tell(shard.index, computed, stop)
             computed = stop if self.job.device == "cpu" else shard.start + run.start
-            rows = self.rows(shard).take(pa.array(run))
             untouched = positions(skipped, shard.start, run)
-            given = (rows, self.job.reading, self.job.model.preprocessing, untouched)
+            taken = rows.take(pa.array(run))
+            given = (taken, self.job.reading, self.job.model.preprocessing, untouched)
             yield load_batch(*given) if len(untouched) == len(run) else ray.get(load.remote(*given))
 
-    def _runs(self, shard: Shard) -> list[range]:
-        return loading_runs(self.rows(shard), self.job.batch_size, self.rows_ahead // 4)
+    def forget(self) -> None:
+        """Load nothing of what was asked for; whoever still takes its batches fails."""
+        with self.changing:
+            self.wanted.clear()
+            for item in self.loading:
+                ray.cancel(item.batch)
+            self.loading.clear()
 
-    def _fill(self, wanted: deque[tuple[Shard, range]]) -> None:
-        while wanted and len(self.loading) < self.ahead:
-            rows = sum(len(item.run) for item in self.loading)
-            if rows and rows + len(wanted[0][1]) > self.rows_ahead:
+    def _runs(self, rows: pa.Table) -> list[range]:
+        return loading_runs(rows, self.job.batch_size, self.images_ahead // 4)
+
+    def _fill(self) -> None:
+        """Have more loaded, as far as may be loaded ahead; called under the lock."""
+        while self.wanted and len(self.loading) < self.ahead:
+            images = sum(item.images for item in self.loading)
+            if images and images + len(self.wanted[0]) > self.images_ahead:
                 return
-            self._submit(*wanted.popleft())
-
-    def _submit(self, shard: Shard, run: range) -> None:
-        # Taken, not sliced: a pickled slice carries the whole table.
-        rows = self.rows(shard).take(pa.array(run))
-        batch = self.load.remote(rows, self.job.reading, self.job.model.preprocessing)
-        self.loading.append(_Loading(shard, run, batch))
-
-    def _keep_only(self, shard: Shard, upcoming: Shard | None) -> None:
-        """Drop what was loaded for a shard that went elsewhere, or the rest of one that failed."""
-        first = self.loading[0] if self.loading else None
-        if first is not None and (first.shard != shard or first.run.start != 0):
-            self._forget()
-        self.known_rows = {s: rows for s, rows in self.known_rows.items() if s in (shard, upcoming)}
-
-    def _forget(self) -> None:
-        for item in self.loading:
-            ray.cancel(item.batch)
-        self.loading.clear()
+            rows = self.wanted.popleft()
+            batch = self.load.remote(rows, self.job.reading, self.job.model.preprocessing)
+            self.loading.append(_Loading(len(rows), batch))
 
 
 def loading_runs(rows: pa.Table, size: int, most: int) -> list[range]:

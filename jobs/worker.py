@@ -3,7 +3,8 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ import torch
 
 from explainer import Explanation, Method, Precision, Target, VitClassifier, explain
 from explainer.methods import form_name, identity
+from jobs.ahead import Ahead, Made
 from jobs.loader import Batch
 from jobs.part import Chunk, RowMaker
 from jobs.plan import Shard
@@ -65,6 +67,19 @@ class ShardReport:
     seconds: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A shard in work, with its manifest rows: `explained` are its images, batch by batch.
+
+    `seconds` are those spent on it so far, by stage.
+    """
+
+    shard: Shard
+    rows: pa.Table
+    explained: Generator[Chunk] | Made[Chunk]
+    seconds: dict[str, float]
+
+
 class ExplainWorker:
     """Holds one model on one device and explains shards.
 
@@ -82,76 +97,94 @@ class ExplainWorker:
         self.at_once = job.batch_size
         self.fed = False
 
-    def explain_shard(self, shard: Shard, rows: pa.Table, batches: Iterable[Batch]) -> ShardReport:
-        """Explain the shard's manifest `rows` from their loaded `batches` and publish the part.
-
-        Batches may differ in length. Raises StorageUnavailable, RuntimeError where the batches hold
-        not as many images as there are rows, and torch.OutOfMemoryError where not one image fits.
-        """
-        seconds = dict.fromkeys(STAGES, 0.0)
-        table = self.explain_rows(shard, rows, batches, seconds)
-        started = time.perf_counter()
-        refuse_outage(table, shard.rows)
-        statuses = images_by_status(table)
-        metadata = self._metadata(shard, statuses, FIRST_GENERATION)
-        created = self.job.run.publish(shard.index, schema.encode_parquet(table, metadata))
-        seconds["write"] += time.perf_counter() - started
-        return ShardReport(shard, created, statuses, seconds)
-
-    def retry_shard(
-        self, shard: Shard, part: pa.Table, rows: pa.Table, batches: Iterable[Batch]
-    ) -> ShardReport:
-        """Explain the failed images of the shard's `part` again, and put a new part in its place.
-
-        Batches hold all of the shard's images; what those that `part` explains are like there does
-        not matter. Where nothing changed the part stays. Raises as `explain_shard` does.
-        """
-        seconds = dict.fromkeys(STAGES, 0.0)
-        table = merged(part, self.explain_rows(shard, rows, batches, seconds))
-        started = time.perf_counter()
-        refuse_outage(table, shard.rows)
-        statuses = images_by_status(table)
-        changed = not table.equals(part.cast(table.schema))
-        if changed:
-            metadata = self._metadata(shard, statuses, next_generation(part))
-            self.job.run.replace_part(shard.index, schema.encode_parquet(table, metadata))
-        seconds["write"] += time.perf_counter() - started
-        return ShardReport(shard, changed, statuses, seconds)
-
-    def explain_rows(
+    def begin(
         self,
         shard: Shard,
         rows: pa.Table,
         batches: Iterable[Batch],
-        seconds: dict[str, float] | None = None,
-    ) -> pa.Table:
-        """The rows of a part; where they took their time is added to `seconds`."""
-        spent = dict.fromkeys(STAGES, 0.0) if seconds is None else seconds
-        return pa.concat_tables(self._tables(shard, rows, batches, spent))
+        ahead: Ahead[Chunk] | None = None,
+    ) -> Begun:
+        """Begin to explain a shard's manifest `rows` from their loaded `batches`.
 
-    def _tables(
+        Batches may differ in length. With `ahead`, its thread explains them, behind those of shards
+        that were begun before; else they are explained when they are taken.
+        """
+        seconds = dict.fromkeys(STAGES, 0.0)
+        explained = self._explained(shard, rows, batches, seconds)
+        most = max(1, ROWS_AT_ONCE // self.job.batch_size)
+        made = explained if ahead is None else ahead.make(explained, most)
+        return Begun(shard, rows, made, seconds)
+
+    def explain_shard(self, shard: Shard, rows: pa.Table, batches: Iterable[Batch]) -> ShardReport:
+        """Explain a shard and publish its part, one after the other; raises as `publish` does."""
+        return self.publish(self.begin(shard, rows, batches))
+
+    def publish(self, begun: Begun) -> ShardReport:
+        """Make the rows of a shard's images as they are explained, and publish the part.
+
+        Raises StorageUnavailable, RuntimeError where the batches hold not as many images as there
+        are rows, and torch.OutOfMemoryError where not one image fits.
+        """
+        table, seconds = self.table(begun), begun.seconds
+        started = time.perf_counter()
+        refuse_outage(table, begun.shard.rows)
+        statuses = images_by_status(table)
+        metadata = self._metadata(begun.shard, statuses, FIRST_GENERATION)
+        created = self.job.run.publish(begun.shard.index, schema.encode_parquet(table, metadata))
+        seconds["write"] += time.perf_counter() - started
+        return ShardReport(begun.shard, created, statuses, seconds)
+
+    def retry_shard(self, begun: Begun, part: pa.Table) -> ShardReport:
+        """Explain the failed images of the shard's `part` again, and put a new part in its place.
+
+        What those images that `part` explains are like in `begun` does not matter. Where nothing
+        changed the part stays. Raises as `publish` does.
+        """
+        table, seconds = merged(part, self.table(begun)), begun.seconds
+        started = time.perf_counter()
+        refuse_outage(table, begun.shard.rows)
+        statuses = images_by_status(table)
+        changed = not table.equals(part.cast(table.schema))
+        if changed:
+            metadata = self._metadata(begun.shard, statuses, next_generation(part))
+            self.job.run.replace_part(begun.shard.index, schema.encode_parquet(table, metadata))
+        seconds["write"] += time.perf_counter() - started
+        return ShardReport(begun.shard, changed, statuses, seconds)
+
+    def table(self, begun: Begun) -> pa.Table:
+        """The rows of a part, made for many batches at once: making them costs by the call."""
+        tables: list[pa.Table] = []
+        waiting: list[Chunk] = []
+        made = done = 0
+        with closing(begun.explained) as chunks:
+            for chunk in chunks:
+                waiting.append(chunk)
+                done += len(chunk.images)
+                if done - made >= ROWS_AT_ONCE or done >= begun.shard.rows:
+                    started = time.perf_counter()
+                    rows = begun.rows.slice(made, done - made)
+                    tables.append(self.row_maker.rows(rows, Chunk.joined(waiting)))
+                    begun.seconds["write"] += time.perf_counter() - started
+                    waiting, made = [], done
+        if done != begun.shard.rows:
+            raise RuntimeError(f"{done} images were loaded for a shard of {begun.shard.rows} rows")
+        return pa.concat_tables(tables)
+
+    def _explained(
         self, shard: Shard, rows: pa.Table, batches: Iterable[Batch], seconds: dict[str, float]
-    ) -> Iterator[pa.Table]:
-        """The shard's rows, made for many batches at once: making them costs by the call."""
-        chunks: list[Chunk] = []
-        done = made = 0
+    ) -> Generator[Chunk]:
+        """Explain a shard's batches one by one; where that takes its time is added to `seconds`."""
+        done = 0
         for placed in self._timed(on_device(batches, self.device), seconds):
             batch, started = placed.batch, time.perf_counter()
             explained = self._explain(rows.slice(done, len(batch.images)), placed)
-            chunks.append(Chunk(shard.start + done, batch.images, batch.sizes, explained))
-            done += len(batch.images)
             if self.device.type == "cuda":
                 torch.cuda.current_stream(self.device).synchronize()  # else its time shows later
             seconds["compute"] += time.perf_counter() - started
             seconds["fetch"] += batch.fetch_seconds
             seconds["decode"] += batch.decode_seconds
-            if done - made >= ROWS_AT_ONCE or done >= shard.rows:
-                started = time.perf_counter()
-                yield self.row_maker.rows(rows.slice(made, done - made), Chunk.joined(chunks))
-                seconds["write"] += time.perf_counter() - started
-                chunks, made = [], done
-        if done != shard.rows:
-            raise RuntimeError(f"{done} images were loaded for a shard of {shard.rows} rows")
+            yield Chunk(shard.start + done, batch.images, batch.sizes, explained)
+            done += len(batch.images)
 
     def compute(self, crops: torch.Tensor, labels: torch.Tensor | None) -> Explanation:
         """Explain uint8 crops that are on the device; `labels` are class indices, for that target.

@@ -59,11 +59,11 @@ def test_a_part_keeps_what_it_explains_and_gets_the_rest_anew(
     assert explained_rows(first) == [row for row in range(16) if row not in (3, 9)]
     written = job.run.part(0).read()
 
-    assert not worker.retry_shard(shard, first, rows, load()).created
+    assert not worker.retry_shard(worker.begin(shard, rows, load()), first).created
     assert job.run.part(0).read() == written
 
     repair(broken, image_folder, 9)
-    report = worker.retry_shard(shard, first, rows, load())
+    report = worker.retry_shard(worker.begin(shard, rows, load()), first)
     assert report.created
     assert report.statuses == {"ok": 15, "truncated": 1}
     second = job.run.read_part(0)
@@ -87,9 +87,8 @@ def test_an_image_that_fails_now_and_did_not_before_keeps_its_rows(job_of, broke
     )
     part = job.run.read_part(0)
     in_order(broken)[5].write_bytes(b"")
-    worst = worker.explain_rows(
-        Shard(0, 0, 16), rows, [load_batch(rows, job.reading, job.model.preprocessing)]
-    )
+    again = [load_batch(rows, job.reading, job.model.preprocessing)]
+    worst = worker.table(worker.begin(Shard(0, 0, 16), rows, again))
     assert worst["status"].to_pylist().count("truncated") == 3
     assert merged(part, worst).equals(part.cast(worst.schema))
 
