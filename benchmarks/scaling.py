@@ -1,6 +1,6 @@
 """How the job scales with replicas, with a model that sleeps in place of the vision transformer.
 
-    python benchmarks/scaling.py [--shards N] [--rows N] [--seconds S] [--replicas 1,2,4,8] [--check]
+    python benchmarks/scaling.py [--shards N] [--rows N] [--seconds S] [--replicas N,N] [--check]
 
 Strong scaling: the same shards (64, of 4,096 rows) are explained by 1, 2, 4 and 8 replicas of a
 Ray cluster on this machine. In place of fetching, decoding and explaining a replica sleeps, S

@@ -95,7 +95,11 @@ class Replica:
                 self._begin(shard)
             if upcoming is not None:
                 self._begin(upcoming)
-            return self.watched.written(self.worker.publish(self.begun.pop(shard)))
+            try:
+                return self.watched.written(self.worker.publish(self.begun.pop(shard)))
+            except BaseException:
+                self._abandon()  # what is left of this shard's images would load before others
+                raise
 
     def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
         """Explain and publish a shard that killed, without the rows of `crashed`.
@@ -152,8 +156,16 @@ class Replica:
 
 
 @dataclass(frozen=True)
+class _Wanted:
+    """Rows to load, of the rows of a shard."""
+
+    rows: pa.Table
+    of_shard: pa.Table
+
+
+@dataclass(frozen=True)
 class _Loading:
-    images: int
+    wanted: _Wanted
     batch: "ray.ObjectRef[Batch]"
 
 
@@ -171,7 +183,7 @@ class Feed:
         height, width = job.model.preprocessing.input_size
         self.images_ahead = max(1, AHEAD_BYTES // (3 * height * width))
         self.load = ray.remote(num_cpus=loader_cpus, scheduling_strategy="SPREAD")(load_batch)
-        self.wanted: deque[pa.Table] = deque()
+        self.wanted: deque[_Wanted] = deque()
         self.loading: deque[_Loading] = deque()
         self.changing = threading.Lock()
 
@@ -180,14 +192,16 @@ class Feed:
         runs = self._runs(rows)
         with self.changing:
             # Taken, not sliced: a pickled slice carries the whole table.
-            self.wanted.extend(rows.take(pa.array(run)) for run in runs)
+            self.wanted.extend(_Wanted(rows.take(pa.array(run)), rows) for run in runs)
             self._fill()
-        return self._loaded(len(runs))
+        return self._loaded(rows, len(runs))
 
-    def _loaded(self, batches: int) -> Iterator[Batch]:
+    def _loaded(self, rows: pa.Table, batches: int) -> Iterator[Batch]:
         for _ in range(batches):
-            # Once they are forgotten this fails, for nobody who waits.
-            batch = ray.get(self.loading[0].batch)
+            first = self.loading[0] if self.loading else None
+            if first is None or first.wanted.of_shard is not rows:
+                raise RuntimeError("a shard takes its images in its turn; these were forgotten")
+            batch = ray.get(first.batch)
             with self.changing:
                 # The place that this batch leaves is taken before the caller computes on it.
                 self.loading.popleft()
@@ -231,12 +245,12 @@ class Feed:
     def _fill(self) -> None:
         """Have more loaded, as far as may be loaded ahead; called under the lock."""
         while self.wanted and len(self.loading) < self.ahead:
-            images = sum(item.images for item in self.loading)
-            if images and images + len(self.wanted[0]) > self.images_ahead:
+            images = sum(len(item.wanted.rows) for item in self.loading)
+            if images and images + len(self.wanted[0].rows) > self.images_ahead:
                 return
-            rows = self.wanted.popleft()
-            batch = self.load.remote(rows, self.job.reading, self.job.model.preprocessing)
-            self.loading.append(_Loading(len(rows), batch))
+            wanted = self.wanted.popleft()
+            batch = self.load.remote(wanted.rows, self.job.reading, self.job.model.preprocessing)
+            self.loading.append(_Loading(wanted, batch))
 
 
 def loading_runs(rows: pa.Table, size: int, most: int) -> list[range]:

@@ -103,9 +103,9 @@ def test_what_is_closed_before_its_turn_is_never_begun():
     closing.start()
     time.sleep(0.05)
     gate.set()
+    assert list(first) == [True]
     closing.join()
     assert second.made == 0
-    assert list(first) == [True]
 
 
 def test_what_waits_to_be_taken_does_not_keep_a_process_alive():
