@@ -20,7 +20,7 @@ from explainer.checkpoints import read_checkpoint
 from jobs import pictures
 from jobs.demo import ARCHITECTURE, MODEL
 
-PER_CLASS, PER_POOL = 50, 12
+PER_CLASS, PER_POOL = 40, 12
 WATERMARKED, STICKERED, CLEAN = (
     pictures.CLASS_NAMES.index(name) for name in (pictures.WATERMARKED, pictures.STICKERED, "gear")
 )

@@ -22,6 +22,7 @@ from jobs.bottleneck import bottleneck
         (1, 9, 50, 20, 1, "limited by handing batches over, not by loading them: give larger"),
         (1, 9, 0, 20, 30, "limited by writing: add replicas, or write to a faster store"),
         (90, 9, 50, 20, 30, "limited by fetching"),
+        (90, 9, 10, 15, 30, "limited by writing"),
         (1, 9, 0, 9, 0.5, "too short to tell"),
         (90, 9, 9, 0, 0, "too short to tell"),
     ],
