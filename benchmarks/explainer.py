@@ -4,11 +4,11 @@
                                    [--device cpu|cuda] [--precision float32|mixed]
                                    [--methods a,b] [--check]
 
-In every round all methods run one after the other, so that whatever else the machine does meanwhile
-hits all of them alike; a ratio is the median over rounds of a method's time over that of a forward
-pass of as many images in the same round. Weights are random and the class is the predicted one:
-neither changes the time. In mixed precision all of them run under float16 autocast, the plain
-pass too.
+Each method runs in a process of its own, in turn with a forward pass of as many images, so that
+whatever else the machine does meanwhile hits both alike; a ratio is the median over rounds. Of its
+own, since on a CPU memory that others have freed before makes the same pass faster. Weights
+are random and the class is the predicted one: neither changes the time. In mixed precision all of
+them run under float16 autocast, the plain pass too.
 """
 
 import argparse
@@ -17,7 +17,11 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import get_args
 
@@ -74,22 +78,35 @@ class Prepared:
     rounds: int
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A method's seconds beside those of a forward pass, round by round, and its extra memory."""
+
+    key: str
+    images: int
+    seconds: Sequence[float]
+    plain: Sequence[float]
+    memory: int | None
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(a / b for a, b in zip(self.seconds, self.plain, strict=True))
+
+
 def main() -> None:
     """Time the methods, print the table, and with --check compare with the limits."""
     options = _options()
-    torch.set_num_threads(options.threads)
     keys = [key for key in METHODS if key == "forward" or key in options.methods]
     if options.precision == "float32" and "forward-float16" in keys:
         keys.remove("forward-float16")
-    models = {pooling: _model(pooling, options) for pooling in _poolings(keys)}
-    prepared = [_prepare(key, models[METHODS[key].pooling], options) for key in keys]
     out.print(describe("torch", "timm", device=options.device))
     out.print(f"{options.model}, {options.precision}, {options.threads} threads\n")
-    memory = {item.key: _extra_memory(item) for item in prepared}
-    times = _rounds(prepared, options.repeats)
-    ratios = _table(times, memory, prepared)
+    alone = {"max_workers": 1, "max_tasks_per_child": 1, "mp_context": get_context("spawn")}
+    with ProcessPoolExecutor(**alone) as process:
+        measured = list(process.map(partial(_measured, options=options), keys))
+    _table(measured)
     if options.check:
-        _check(ratios, LIMITS[options.device])
+        _check({item.key: item.ratio for item in measured}, LIMITS[options.device])
 
 
 def _options() -> argparse.Namespace:
@@ -114,8 +131,16 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _poolings(keys: list[str]) -> list[str]:
-    return [each for each in POOLINGS if any(METHODS[key].pooling == each for key in keys)]
+def _measured(key: str, options: argparse.Namespace) -> Measured:
+    """A method in this process."""
+    torch.set_num_threads(options.threads)
+    item = _prepare(key, _model(METHODS[key].pooling, options), options)
+    memory = _extra_memory(item)
+    seconds, plain = [], []
+    for _ in range(item.rounds):
+        plain.append(_seconds(item.plain, item.crops))
+        seconds.append(plain[-1] if key == "forward" else _seconds(item.call, item.crops))
+    return Measured(key, len(item.crops), seconds, plain, memory)
 
 
 def _model(pooling: str, options: argparse.Namespace) -> VitClassifier:
@@ -145,22 +170,6 @@ def _in_float16(call: Call, device: str) -> Call:
             return call(crops)
 
     return mixed
-
-
-def _rounds(prepared: list[Prepared], repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of each method, and of a forward pass of as many images, in each round."""
-    times: dict[str, list[tuple[float, float]]] = {item.key: [] for item in prepared}
-    for each in range(repeats):
-        plain: dict[tuple[str, int], float] = {}
-        for item in prepared:
-            if each >= item.rounds:
-                continue
-            own = METHODS[item.key].pooling, len(item.crops)
-            if own not in plain:
-                plain[own] = _seconds(item.plain, item.crops)
-            seconds = plain[own] if item.key == "forward" else _seconds(item.call, item.crops)
-            times[item.key].append((seconds, plain[own]))
-    return times
 
 
 def _seconds(call: Call, crops: Tensor) -> float:
@@ -207,31 +216,22 @@ def _kilobytes(status: Path, name: str) -> int:
     return int(line.split()[1])
 
 
-def _table(
-    times: dict[str, list[tuple[float, float]]],
-    memory: dict[str, int | None],
-    prepared: list[Prepared],
-) -> dict[str, float]:
-    """Print a line a method; returns the ratios."""
+def _table(measured: Sequence[Measured]) -> None:
+    """Print a line a method."""
     out.print(
         f"{'method':<50} {'key':<20} {'images':>6} {'ms an image':>11} {'x forward':>9} "
         f"{'extra MB':>8}"
     )
-    ratios = {}
-    for item in prepared:
-        seconds = statistics.median(own for own, _ in times[item.key])
-        ratios[item.key] = statistics.median(own / plain for own, plain in times[item.key])
-        extra = memory[item.key]
-        megabytes = "-" if extra is None else f"{extra / MEGABYTE:.0f}"
-        count = len(item.crops)
+    for item in measured:
+        milliseconds = 1000 * statistics.median(item.seconds) / item.images
+        megabytes = "-" if item.memory is None else f"{item.memory / MEGABYTE:.0f}"
         out.print(
-            f"{METHODS[item.key].title:<50} {item.key:<20} {count:>6} "
-            f"{1000 * seconds / count:>11.2f} {ratios[item.key]:>9.2f} {megabytes:>8}"
+            f"{METHODS[item.key].title:<50} {item.key:<20} {item.images:>6} "
+            f"{milliseconds:>11.2f} {item.ratio:>9.2f} {megabytes:>8}"
         )
     out.print(
         "extra MB: memory at the peak of a call, of all its images, beyond what was there before"
     )
-    return ratios
 
 
 def _check(ratios: dict[str, float], limits: dict[str, float]) -> None:
