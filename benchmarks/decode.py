@@ -5,10 +5,11 @@
 
 DIR is a folder of photographs at any depth; the environment variable SALIENCY_PHOTOS by default.
 With --width they are stored anew first, that many pixels across, as 4:2:0 JPEGs of quality 85.
-In every round each way takes all photographs once, one way after the other photograph by
-photograph, so that whatever else the machine does meanwhile hits all of them alike. Seconds are
-those that the process computed, so that a way that took a second core would pay for it. A ratio is
-the median over rounds of timm's seconds over a way's own in the same round.
+In every round each way takes all photographs once, one way after the other, as a process that loads
+takes images: nothing else passes through its caches. A round takes a few seconds, so that whatever
+else the machine does meanwhile hits all of them alike. Seconds are those that the process computed,
+so that a way that took a second core would pay for it. A ratio is the median over rounds of timm's
+seconds over a way's own in the same round.
 
 `timm` is what a user of timm has: bytes, Image.open, convert, create_transform(is_training=False),
 a float tensor. `exact` and `fast` are explainer.decode, which makes a uint8 crop and what the file
@@ -145,11 +146,11 @@ def _ways(fast: Preprocessing) -> dict[str, Callable[[bytes], object]]:
 
 def _round(files: list[bytes], ways: dict[str, Callable[[bytes], object]]) -> Seconds:
     seconds: Seconds = defaultdict(float)
-    for data in files:
-        for name, way in ways.items():
-            started = time.process_time()
+    for name, way in ways.items():
+        started = time.process_time()
+        for data in files:
             way(data)
-            seconds[name] += time.process_time() - started
+        seconds[name] = time.process_time() - started
     return seconds
 
 

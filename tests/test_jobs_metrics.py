@@ -194,6 +194,7 @@ def dying_replica(marker: Path):
     return DyingReplica
 
 
+@pytest.mark.slow
 def test_a_replica_that_died_and_its_shard_are_counted(finished, tmp_path):
     config = replace(
         finished,
