@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from jobs.ahead import Ahead
+from jobs.ahead import Made
 from jobs.crashes import positions
 from jobs.loader import Batch, load_batch
 from jobs.part import Chunk
@@ -18,10 +19,11 @@ from jobs.plan import Shard
 from jobs.retry import explained_rows
 from jobs.row_images import Load
 from jobs.watched_replica import WatchedReplica
-from jobs.worker import Begun, ExplainWorker, Job, ShardReport, device_name
+from jobs.worker import ROWS_AT_ONCE, STAGES, Begun, ExplainWorker, Job, ShardReport, device_name
 from storage.columns import IN_PARQUET
 
 AHEAD_BYTES = 512 * 2**20
+POLL_SECONDS = 0.002
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def loading(job: Job, loader_cpus: float) -> Load:
 
 
 class Replica:
-    """Explains shards one at a time, the next one while this one's part is written.
+    """Explains shards one at a time, and the next one while a thread writes this one's part.
 
     Meanwhile the images that are explained next are loaded.
     """
@@ -74,8 +76,8 @@ class Replica:
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
         self.worker = ExplainWorker(job)
         self.feed = Feed(job, loader_cpus, ahead)
-        self.computing: Ahead[Chunk] = Ahead()
-        self.begun: dict[Shard, Begun] = {}
+        self.writing = ThreadPoolExecutor(1, "writing")
+        self.in_work: dict[Shard, _InWork] = {}
         self.info = replica_info(job)
         self.watched = WatchedReplica(job.run.id, asdict(self.info))
 
@@ -90,16 +92,34 @@ class Replica:
     def explain(self, shard: Shard, upcoming: Shard | None) -> ShardReport:
         """Explain and publish `shard`; begin `upcoming`, likely this replica's next, behind it."""
         with self.watched.at_work(shard, "explain"):
-            if shard not in self.begun:
+            if shard not in self.in_work:
                 self._abandon()
                 self._begin(shard)
             if upcoming is not None:
                 self._begin(upcoming)
             try:
-                return self.watched.written(self.worker.publish(self.begun.pop(shard)))
+                report = self._publish(shard)
             except BaseException:
                 self._abandon()  # what is left of this shard's images would load before others
                 raise
+            del self.in_work[shard]
+            return self.watched.written(report)
+
+    def _publish(self, shard: Shard) -> ShardReport:
+        """Explain a shard that was begun, and the one behind it for as long as this is written."""
+        written = self.writing.submit(self.worker.publish, self.in_work[shard].begun)
+        for each in self.in_work.values():
+            self._explain(each.explained, written)
+        return written.result()
+
+    def _explain(self, images: Made[Chunk], written: "Future[ShardReport]") -> None:
+        """Explain until there are no more or `written` is done, so far ahead of rows as allowed."""
+        most = max(1, ROWS_AT_ONCE // self.worker.job.batch_size)
+        while not written.done():
+            if len(images) >= most:
+                wait([written], POLL_SECONDS)
+            elif not images.make_one():
+                return
 
     def explain_carefully(self, shard: Shard, crashed: Mapping[int, str]) -> ShardReport:
         """Explain and publish a shard that killed, without the rows of `crashed`.
@@ -130,10 +150,11 @@ class Replica:
             self.worker.table(self._one_by_one(rows, crashed, lambda *_: None))
 
     def _begin(self, shard: Shard) -> None:
-        """Have the shard explained, behind whatever was begun before."""
-        rows = self._rows(shard)
+        """Have the shard's images loaded, behind those of what was begun before."""
+        rows, seconds = self._rows(shard), dict.fromkeys(STAGES, 0.0)
         batches = self.watched.batches(self.feed.batches(rows))
-        self.begun[shard] = self.worker.begin(shard, rows, batches, self.computing)
+        explained = Made(self.worker.explained(shard, rows, batches, seconds))
+        self.in_work[shard] = _InWork(Begun(shard, rows, explained, seconds), explained)
 
     def _one_by_one(
         self, shard: Shard, skipped: Mapping[int, str], tell: Callable[[int, int, int], None]
@@ -147,12 +168,20 @@ class Replica:
     def _abandon(self) -> None:
         """Leave what was begun for shards that went elsewhere."""
         self.feed.forget()
-        for begun in self.begun.values():
-            begun.explained.close()
-        self.begun.clear()
+        for each in self.in_work.values():
+            each.explained.close()
+        self.in_work.clear()
 
     def _rows(self, shard: Shard) -> pa.Table:
         return self.worker.job.rows.read(shard.start, shard.stop)
+
+
+@dataclass(frozen=True)
+class _InWork:
+    """A shard that was begun, and its images as this process explains them."""
+
+    begun: Begun
+    explained: Made[Chunk]
 
 
 @dataclass(frozen=True)
@@ -173,8 +202,8 @@ class Feed:
     """Keeps up to `ahead` batches loading as Ray tasks on any CPU, across the border of shards.
 
     A batch's crops travel as uint8 in the object store, and what is loaded ahead is bounded in
-    bytes too. The tasks belong to the replica: they end with it. One thread asks for batches while
-    another takes them.
+    bytes too. The tasks belong to the replica: they end with it. With a GPU one thread asks for
+    batches while another takes them.
     """
 
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:

@@ -4,7 +4,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,7 +12,6 @@ import torch
 
 from explainer import Explanation, Method, Precision, Target, VitClassifier, explain
 from explainer.methods import form_name, identity
-from jobs.ahead import Ahead, Made
 from jobs.loader import Batch
 from jobs.part import Chunk, RowMaker
 from jobs.plan import Shard
@@ -76,7 +74,7 @@ class Begun:
 
     shard: Shard
     rows: pa.Table
-    explained: Generator[Chunk] | Made[Chunk]
+    explained: Iterable[Chunk]
     seconds: dict[str, float]
 
 
@@ -97,23 +95,13 @@ class ExplainWorker:
         self.at_once = job.batch_size
         self.fed = False
 
-    def begin(
-        self,
-        shard: Shard,
-        rows: pa.Table,
-        batches: Iterable[Batch],
-        ahead: Ahead[Chunk] | None = None,
-    ) -> Begun:
-        """Begin to explain a shard's manifest `rows` from their loaded `batches`.
+    def begin(self, shard: Shard, rows: pa.Table, batches: Iterable[Batch]) -> Begun:
+        """Make ready to explain a shard's manifest `rows` from their loaded `batches`.
 
-        Batches may differ in length. With `ahead`, its thread explains them, behind those of shards
-        that were begun before; else they are explained when they are taken.
+        Batches may differ in length. Whoever takes `explained` has the images explained.
         """
         seconds = dict.fromkeys(STAGES, 0.0)
-        explained = self._explained(shard, rows, batches, seconds)
-        most = max(1, ROWS_AT_ONCE // self.job.batch_size)
-        made = explained if ahead is None else ahead.make(explained, most)
-        return Begun(shard, rows, made, seconds)
+        return Begun(shard, rows, self.explained(shard, rows, batches, seconds), seconds)
 
     def explain_shard(self, shard: Shard, rows: pa.Table, batches: Iterable[Batch]) -> ShardReport:
         """Explain a shard and publish its part, one after the other; raises as `publish` does."""
@@ -156,21 +144,20 @@ class ExplainWorker:
         tables: list[pa.Table] = []
         waiting: list[Chunk] = []
         made = done = 0
-        with closing(begun.explained) as chunks:
-            for chunk in chunks:
-                waiting.append(chunk)
-                done += len(chunk.images)
-                if done - made >= ROWS_AT_ONCE or done >= begun.shard.rows:
-                    started = time.perf_counter()
-                    rows = begun.rows.slice(made, done - made)
-                    tables.append(self.row_maker.rows(rows, Chunk.joined(waiting)))
-                    begun.seconds["write"] += time.perf_counter() - started
-                    waiting, made = [], done
+        for chunk in begun.explained:
+            waiting.append(chunk)
+            done += len(chunk.images)
+            if done - made >= ROWS_AT_ONCE or done >= begun.shard.rows:
+                started = time.perf_counter()
+                rows = begun.rows.slice(made, done - made)
+                tables.append(self.row_maker.rows(rows, Chunk.joined(waiting)))
+                begun.seconds["write"] += time.perf_counter() - started
+                waiting, made = [], done
         if done != begun.shard.rows:
             raise RuntimeError(f"{done} images were loaded for a shard of {begun.shard.rows} rows")
         return pa.concat_tables(tables)
 
-    def _explained(
+    def explained(
         self, shard: Shard, rows: pa.Table, batches: Iterable[Batch], seconds: dict[str, float]
     ) -> Generator[Chunk]:
         """Explain a shard's batches one by one; where that takes its time is added to `seconds`."""

@@ -14,7 +14,7 @@ from explainer import Explanation
 from jobs.loader import load_batch
 from jobs.plan import Shard
 from jobs.replica import Replica
-from jobs.worker import ExplainWorker, Job
+from jobs.worker import Begun, ExplainWorker, Job, ShardReport
 from storage.locations import Location
 from storage.manifests import read_folder
 
@@ -58,30 +58,51 @@ def stored(job: Job, shard: Shard) -> pa.Table:
     return job.run.read_part(shard.index).replace_schema_metadata(None)
 
 
-def explained(replica: Replica, shard: Shard) -> Callable[[], bool]:
-    """Whether a shard that was begun is explained as far as it can be before it is taken."""
-    images = replica.begun[shard].explained
-    return lambda: len(images._ready) == shard.rows / replica.worker.job.batch_size
+class SlowlyWriting(ExplainWorker):
+    """Takes half a minute to publish, unless the next shard is explained sooner."""
+
+    def publish(self, begun: Begun) -> ShardReport:
+        report = super().publish(begun)
+        if begun.shard == FIRST:
+            assert until(lambda: self.explained_images == self.wanted)
+        return report
+
+    explained_images, wanted = 0, 32
+
+    def compute(self, crops: torch.Tensor, labels: torch.Tensor | None) -> Explanation:
+        self.explained_images += len(crops)
+        return super().compute(crops, labels)
 
 
 def test_the_next_shard_is_explained_before_it_is_asked_for(job, replica):
+    replica.worker = SlowlyWriting(job)
     assert replica.explain(FIRST, SECOND).created
-    assert until(explained(replica, SECOND))
-    spent = replica.begun[SECOND].seconds
+    spent = replica.in_work[SECOND].begun.seconds
     assert spent["compute"] > 0
     assert spent["write"] == 0
+    assert len(replica.in_work[SECOND].explained) == 4  # all of its batches
     assert job.run.committed() == {FIRST.index}
     assert replica.explain(SECOND, THIRD).created
     assert replica.explain(THIRD, None).created
-    assert not replica.begun
+    assert not replica.in_work
     for shard in (FIRST, SECOND, THIRD):
         assert stored(job, shard).equals(plain(job, shard).replace_schema_metadata(None))
+
+
+def test_of_the_next_shard_only_so_much_is_explained_ahead(job, replica, monkeypatch):
+    monkeypatch.setattr("jobs.replica.ROWS_AT_ONCE", 2 * job.batch_size)
+    replica.worker = slow = SlowlyWriting(job)
+    slow.wanted = 16 + 2 * job.batch_size
+    assert replica.explain(FIRST, SECOND).created
+    assert len(replica.in_work[SECOND].explained) == 2
+    assert replica.explain(SECOND, None).created
+    assert stored(job, SECOND).equals(plain(job, SECOND).replace_schema_metadata(None))
 
 
 def test_a_shard_that_went_elsewhere_is_left_and_may_come_back(job, replica):
     replica.explain(FIRST, SECOND)
     assert replica.explain(THIRD, SECOND).created
-    assert list(replica.begun) == [SECOND]
+    assert list(replica.in_work) == [SECOND]
     assert replica.explain(SECOND, None).created
     for shard in (SECOND, THIRD):
         assert stored(job, shard).equals(plain(job, shard).replace_schema_metadata(None))
@@ -94,7 +115,7 @@ def test_what_was_begun_is_left_where_rows_are_done_one_by_one(job, replica, car
         assert replica.explain_carefully(THIRD, {}).created
     else:
         replica.probe(THIRD, {})
-    assert not replica.begun
+    assert not replica.in_work
     assert not replica.feed.loading
     assert not replica.feed.wanted
     assert replica.explain(SECOND, None).created
