@@ -58,6 +58,7 @@ class SleepingReplica(Replica):
         super().__init__(job, loader_cpus, ahead)
         self.worker = SleepingWorker(job)
         self.feed = EmptyFeed(job, loader_cpus, ahead)
+        self.is_ahead = True  # the sleep stands for a GPU
 
     def ready(self) -> ReplicaInfo:
         """Return once the others are there too, and leave the time."""

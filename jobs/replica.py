@@ -1,5 +1,6 @@
 """A replica: a Ray actor around ExplainWorker, and the loading tasks that keep it fed."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,9 +69,9 @@ def loading(job: Job, loader_cpus: float) -> Load:
 
 
 class Replica:
-    """Explains shards one at a time, and the next one while a thread writes this one's part.
+    """Explains shards one at a time; the next one's images load while this one computes.
 
-    Meanwhile the images that are explained next are loaded.
+    A GPU explains images of the next one while a thread writes this one's part.
     """
 
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
@@ -78,6 +79,8 @@ class Replica:
         self.feed = Feed(job, loader_cpus, ahead)
         self.writing = ThreadPoolExecutor(1, "writing")
         self.in_work: dict[Shard, _InWork] = {}
+        # Cores that explain are kept from it by what is written.
+        self.is_ahead = job.device != "cpu"
         self.info = replica_info(job)
         self.watched = WatchedReplica(job.run.id, asdict(self.info))
 
@@ -106,15 +109,19 @@ class Replica:
             return self.watched.written(report)
 
     def _publish(self, shard: Shard) -> ShardReport:
-        """Explain a shard that was begun, and the one behind it for as long as this is written."""
+        """Explain a shard that was begun, and of the one behind it some while this is written."""
         written = self.writing.submit(self.worker.publish, self.in_work[shard].begun)
-        for each in self.in_work.values():
-            self._explain(each.explained, written)
+        most = max(1, ROWS_AT_ONCE // self.worker.job.batch_size)
+        self._explain(self.in_work[shard].explained, written, most)
+        for behind, each in self.in_work.items():
+            if behind != shard and self.is_ahead:
+                # Not its last batch: what comes behind is known, and loads, before that is done.
+                others = math.ceil(behind.rows / self.worker.job.batch_size) - 1
+                self._explain(each.explained, written, min(most, others))
         return written.result()
 
-    def _explain(self, images: Made[Chunk], written: "Future[ShardReport]") -> None:
-        """Explain until there are no more or `written` is done, so far ahead of rows as allowed."""
-        most = max(1, ROWS_AT_ONCE // self.worker.job.batch_size)
+    def _explain(self, images: Made[Chunk], written: "Future[ShardReport]", most: int) -> None:
+        """Explain until there are no more, or `written` is done; `most` batches ahead of rows."""
         while not written.done():
             if len(images) >= most:
                 wait([written], POLL_SECONDS)

@@ -40,7 +40,10 @@ def replica(job: Job, ray_address: str) -> Iterator[Replica]:
     """One in this process, whose log is left as it was."""
     logger = logging.getLogger("saliency")
     before = (logger.handlers[:], logger.level, logger.propagate)
-    yield Replica(job, 1.0, 2)
+    made = Replica(job, 1.0, 2)
+    assert not made.is_ahead  # on a CPU
+    made.is_ahead = True
+    yield made
     logger.handlers[:], _, logger.propagate = before
     logger.setLevel(before[1])
 
@@ -67,7 +70,7 @@ class SlowlyWriting(ExplainWorker):
             assert until(lambda: self.explained_images == self.wanted)
         return report
 
-    explained_images, wanted = 0, 32
+    explained_images, wanted = 0, 28
 
     def compute(self, crops: torch.Tensor, labels: torch.Tensor | None) -> Explanation:
         self.explained_images += len(crops)
@@ -80,13 +83,22 @@ def test_the_next_shard_is_explained_before_it_is_asked_for(job, replica):
     spent = replica.in_work[SECOND].begun.seconds
     assert spent["compute"] > 0
     assert spent["write"] == 0
-    assert len(replica.in_work[SECOND].explained) == 4  # all of its batches
+    assert len(replica.in_work[SECOND].explained) == 3  # of its four batches
     assert job.run.committed() == {FIRST.index}
     assert replica.explain(SECOND, THIRD).created
     assert replica.explain(THIRD, None).created
     assert not replica.in_work
     for shard in (FIRST, SECOND, THIRD):
         assert stored(job, shard).equals(plain(job, shard).replace_schema_metadata(None))
+
+
+def test_a_cpu_explains_nothing_of_the_next_shard_meanwhile(job, replica):
+    replica.is_ahead = False
+    replica.explain(FIRST, SECOND)
+    assert len(replica.in_work[SECOND].explained) == 0
+    assert len(replica.feed.loading) == 2
+    assert replica.explain(SECOND, None).created
+    assert stored(job, SECOND).equals(plain(job, SECOND).replace_schema_metadata(None))
 
 
 def test_of_the_next_shard_only_so_much_is_explained_ahead(job, replica, monkeypatch):
