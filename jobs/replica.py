@@ -79,7 +79,7 @@ class Replica:
         self.feed = Feed(job, loader_cpus, ahead)
         self.writing = ThreadPoolExecutor(1, "writing")
         self.in_work: dict[Shard, _InWork] = {}
-        # Cores that explain are kept from it by what is written.
+        # Cores that explain are kept from it by what is written, and by a thread that does that.
         self.is_ahead = job.device != "cpu"
         self.info = replica_info(job)
         self.watched = WatchedReplica(job.run.id, asdict(self.info))
@@ -110,11 +110,13 @@ class Replica:
 
     def _publish(self, shard: Shard) -> ShardReport:
         """Explain a shard that was begun, and of the one behind it some while this is written."""
+        if not self.is_ahead:
+            return self.worker.publish(self.in_work[shard].begun)
         written = self.writing.submit(self.worker.publish, self.in_work[shard].begun)
         most = max(1, ROWS_AT_ONCE // self.worker.job.batch_size)
         self._explain(self.in_work[shard].explained, written, most)
         for behind, each in self.in_work.items():
-            if behind != shard and self.is_ahead:
+            if behind != shard:
                 # Not its last batch: what comes behind is known, and loads, before that is done.
                 others = math.ceil(behind.rows / self.worker.job.batch_size) - 1
                 self._explain(each.explained, written, min(most, others))
@@ -160,8 +162,10 @@ class Replica:
         """Have the shard's images loaded, behind those of what was begun before."""
         rows, seconds = self._rows(shard), dict.fromkeys(STAGES, 0.0)
         batches = self.watched.batches(self.feed.batches(rows))
-        explained = Made(self.worker.explained(shard, rows, batches, seconds))
-        self.in_work[shard] = _InWork(Begun(shard, rows, explained, seconds), explained)
+        explained = self.worker.explained(shard, rows, batches, seconds)
+        made = Made(explained)
+        begun = Begun(shard, rows, made if self.is_ahead else explained, seconds)
+        self.in_work[shard] = _InWork(begun, made)
 
     def _one_by_one(
         self, shard: Shard, skipped: Mapping[int, str], tell: Callable[[int, int, int], None]
