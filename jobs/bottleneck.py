@@ -15,9 +15,10 @@ def bottleneck(seconds: Mapping[str, float], replicas: int, device: str) -> str:
     """Name what limited the rate, and what would raise it.
 
     `seconds`: `wait` and `compute`, summed over replicas, one after the other in each, `write`,
-    which runs beside them, and `fetch` and `decode`, summed over loading tasks. Where writing takes
-    longer than all else, it holds that up. Else a replica that waits is starved by the loading,
-    whatever it computes the rest of the time; one that does not is limited by what it computes.
+    which with a GPU runs beside them, and `fetch` and `decode`, summed over loading tasks. Where
+    writing takes longer than all else, it holds that up. Else a replica that waits is starved by
+    the loading, whatever it computes the rest of the time; one that does not is limited by what it
+    computes.
     """
     fetch, decode = seconds["fetch"], seconds["decode"]
     wait, compute, write = seconds["wait"], seconds["compute"], seconds["write"]
