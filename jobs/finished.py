@@ -2,6 +2,7 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from jobs.options import read_options
 from storage.images import Fetched, Reading, fetch
 from storage.manifests import ManifestError
 from storage.parts import PartsDamaged, read_whole
+from storage.row_reader import RowReader
 from storage.rows import RowSource
 from storage.runs import NotARun, Run, finished_summary, open_run, part_name
 from storage.trust import named
@@ -85,13 +87,14 @@ class Finished:
         Raises StorageUnavailable, and ValueError where the manifest is no longer the run's.
         """
         start = 0
-        while start < len(rows):
-            stop = bisect_left(rows, rows[start] + ROWS_AT_ONCE)
-            wanted = rows[start : min(stop, start + IMAGES_AT_ONCE)]
-            table = self.source.read(wanted[0], wanted[-1] + 1)
-            chosen = table.take(pa.array([row - wanted[0] for row in wanted]))
-            yield from zip(wanted, fetch(chosen, self.reading), strict=True)
-            start += len(wanted)
+        with closing(RowReader(self.source)) as reader:
+            while start < len(rows):
+                stop = bisect_left(rows, rows[start] + ROWS_AT_ONCE)
+                wanted = rows[start : min(stop, start + IMAGES_AT_ONCE)]
+                table = reader.read(wanted[0], wanted[-1] + 1)
+                chosen = table.take(pa.array([row - wanted[0] for row in wanted]))
+                yield from zip(wanted, fetch(chosen, self.reading), strict=True)
+                start += len(wanted)
 
 
 def open_finished(url: str, input_storage: str | None, output_storage: str | None) -> Finished:

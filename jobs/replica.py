@@ -22,6 +22,7 @@ from jobs.row_images import Load
 from jobs.watched_replica import WatchedReplica
 from jobs.worker import ROWS_AT_ONCE, STAGES, Begun, ExplainWorker, Job, ShardReport, device_name
 from storage.columns import IN_PARQUET
+from storage.row_reader import RowReader
 
 AHEAD_BYTES = 512 * 2**20
 POLL_SECONDS = 0.002
@@ -76,6 +77,7 @@ class Replica:
 
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
         self.worker = ExplainWorker(job)
+        self.rows = RowReader(job.rows)
         self.feed = Feed(job, loader_cpus, ahead)
         self.writing = ThreadPoolExecutor(1, "writing")
         self.in_work: dict[Shard, _InWork] = {}
@@ -184,7 +186,7 @@ class Replica:
         self.in_work.clear()
 
     def _rows(self, shard: Shard) -> pa.Table:
-        return self.worker.job.rows.read(shard.start, shard.stop)
+        return self.rows.read(shard.start, shard.stop)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Images of any rows of a finished run's manifest, for jobs that look at some of them again."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from jobs.loader import Batch
 from jobs.plan import Shard
 from jobs.worker import Job, ShardReport
 from storage.locations import StorageUnavailable
+from storage.row_reader import RowReader
 from storage.runs import Run
 
 Load = Callable[[Sequence[pa.Table]], Iterator[Batch]]
@@ -96,6 +98,7 @@ class RowImages:
         return [table.take(pa.array(place)) for place in places]
 
     def _manifest(self, rows: NDArray[np.int64]) -> Iterator[pa.Table]:
-        for shard, inside in self.by_shard(rows):
-            table = self.job.rows.read(shard.start, shard.stop)
-            yield table.take(pa.array(inside - shard.start))
+        with closing(RowReader(self.job.rows)) as reader:
+            for shard, inside in self.by_shard(rows):
+                table = reader.read(shard.start, shard.stop)
+                yield table.take(pa.array(inside - shard.start))

@@ -20,6 +20,7 @@ from jobs.totals import total_problems, unlike
 from storage.columns import to_store
 from storage.manifests import ManifestError
 from storage.parts import PartsDamaged, in_order, read_whole
+from storage.row_reader import read_rows
 from storage.rows import RowSource
 from storage.runs import FINISHED, NotARun, Run, fingerprint, open_run, part_name
 from storage.trust import named
@@ -229,7 +230,7 @@ def _check_part(
     problems += row_problems(part, shard, rule)
     if source is not None:
         try:
-            listed = to_store(source.read(shard.start, shard.stop))
+            listed = to_store(read_rows(source, shard.start, shard.stop))
             problems += manifest_problems(part, listed, shard)
         except (OSError, ValueError) as error:
             problems.append(f"its rows of the manifest cannot be read: {error}")

@@ -1,16 +1,14 @@
-"""Where the rows of a manifest lie, and a stretch of them at a time."""
+"""Where the rows of a manifest lie, and all of them, some at a time."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import BinaryIO, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.columns import normalised, without_views
+from storage.columns import normalised
 from storage.locations import Location
 
 COLUMNS = ("image_id", "uri", "label")
@@ -53,58 +51,21 @@ class RowSource:
             with file.open() as stream:
                 parquet = pq.ParquetFile(stream, pre_buffer=True)
                 for groups in _together(parquet.metadata):
-                    batches = parquet.iter_batches(ROWS_AT_ONCE, groups, columns=self._columns)
+                    batches = parquet.iter_batches(ROWS_AT_ONCE, groups, columns=self.columns)
                     for batch in batches:
-                        yield self._ours(pa.Table.from_batches([batch]), file.location)
+                        yield self.ours(pa.Table.from_batches([batch]), file.location)
 
     def attempt(self, work: Callable[[], _T]) -> _T:
         """The result of `work`, which reads tables, as Location.attempt gives it."""
         return self.files[0].location.attempt(work)
 
-    def read(self, start: int, stop: int) -> pa.Table:
-        """Rows start to stop (exclusive), reading no other row groups than theirs.
-
-        Raises ValueError for rows that are not there, StorageUnavailable.
-        """
-        ends = list(accumulate(file.rows for file in self.files))
-        if not 0 <= start < stop <= ends[-1]:
-            raise ValueError(f"rows {start} to {stop} were asked for, of {ends[-1]}")
-        tables = []
-        for file, end in zip(self.files, ends, strict=True):
-            first = max(start - (end - file.rows), 0)
-            last = min(stop - (end - file.rows), file.rows)
-            if first < last:
-                tables.append(self._read_file(file, first, last))
-        return pa.concat_tables(tables).combine_chunks()
-
-    def _read_file(self, file: RowFile, start: int, stop: int) -> pa.Table:
-        def read() -> pa.Table:
-            with file.open() as stream:
-                parquet = pq.ParquetFile(stream, pre_buffer=True)
-                if parquet.metadata.num_rows != file.rows:
-                    raise ValueError(
-                        f"{file.location} has {parquet.metadata.num_rows} rows and had {file.rows} "
-                        "when the run was planned: a manifest must not change while a run reads it"
-                    )
-                return self._rows(parquet, start, stop)
-
-        return self._ours(file.location.attempt(read), file.location)
-
-    def _rows(self, parquet: pq.ParquetFile, start: int, stop: int) -> pa.Table:
-        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        ends = np.cumsum(sizes)
-        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        groups = range(first, last + 1)
-        table = parquet.read_row_groups(groups, columns=self._columns)
-        # Of a large row group only a few rows are wanted: a slice would keep all of it alive.
-        inside = np.arange(start, stop) - int(ends[first] - sizes[first])
-        return without_views(table).take(pa.array(inside))
-
     @property
-    def _columns(self) -> list[str]:
+    def columns(self) -> list[str]:
+        """Which columns of its files are read, by their own names."""
         return sorted({*self.names.values(), *self.places})
 
-    def _ours(self, table: pa.Table, location: Location) -> pa.Table:
+    def ours(self, table: pa.Table, location: Location) -> pa.Table:
+        """A file's rows as manifest rows; relative uris start at the folder of `location`."""
         columns = {name: table.column(source) for name, source in self.names.items()}
         columns |= {name: table.column(name) for name in self.places}
         return normalised(pa.table(columns), location.parent, self.places)

@@ -26,6 +26,7 @@ from jobs.worker import ExplainWorker, Job
 from storage.images import Reading
 from storage.locations import Location
 from storage.manifests import read_folder
+from storage.row_reader import read_rows
 from storage.runs import open_run
 
 BATCH = 8
@@ -139,7 +140,7 @@ def test_crashed_rows_count_from_the_beginning_of_a_batch():
 
 def test_crashed_images_are_not_touched_and_keep_their_places(job_of, image_folder, tmp_path):
     job = job_of(read_folder(Location(str(image_folder))), tmp_path / "run", {"img_size": 64})
-    rows, preprocessing = job.rows.read(0, 6), job.model.preprocessing
+    rows, preprocessing = read_rows(job.rows, 0, 6), job.model.preprocessing
     want = load_batch(rows, job.reading, preprocessing)
     uris = pa.array(["/dev/full", *rows["uri"].to_pylist()[1:5], "/dev/full"])
     bad = rows.set_column(rows.column_names.index("uri"), "uri", uris)

@@ -17,6 +17,7 @@ from jobs.replica import Replica
 from jobs.worker import Begun, ExplainWorker, Job, ShardReport
 from storage.locations import Location
 from storage.manifests import read_folder
+from storage.row_reader import read_rows
 
 ARGUMENTS = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
 FIRST, SECOND, THIRD = (Shard(index, 16 * index, 16 * index + 16) for index in range(3))
@@ -44,13 +45,14 @@ def replica(job: Job, ray_address: str) -> Iterator[Replica]:
     assert not made.is_ahead  # on a CPU
     made.is_ahead = True
     yield made
+    made.rows.close()
     logger.handlers[:], _, logger.propagate = before
     logger.setLevel(before[1])
 
 
 def plain(job: Job, shard: Shard) -> pa.Table:
     """A shard's rows, one batch after the other and nothing else at work."""
-    worker, rows = ExplainWorker(job), job.rows.read(shard.start, shard.stop)
+    worker, rows = ExplainWorker(job), read_rows(job.rows, shard.start, shard.stop)
     starts = range(0, len(rows), job.batch_size)
     tables = [rows.slice(start, job.batch_size) for start in starts]
     loaded = [load_batch(table, job.reading, job.model.preprocessing) for table in tables]
@@ -149,7 +151,7 @@ class FailsOnce(ExplainWorker):
 @pytest.mark.parametrize("failing", [FIRST, SECOND])
 def test_an_error_belongs_to_the_shard_that_met_it_and_is_not_remembered(job, replica, failing):
     worker = FailsOnce(job)
-    bad = job.rows.read(failing.start + 4, failing.start + 5)
+    bad = read_rows(job.rows, failing.start + 4, failing.start + 5)
     worker.bad = load_batch(bad, job.reading, job.model.preprocessing).crops[0]
     replica.worker = worker
     for shard, upcoming in ((FIRST, SECOND), (SECOND, None)):

@@ -19,6 +19,7 @@ from jobs.verify import verify
 from jobs.worker import ExplainWorker
 from storage.locations import Location
 from storage.manifests import read_folder
+from storage.row_reader import read_rows
 from storage.runs import open_run
 
 ARGUMENTS = {"img_size": 64, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 5}
@@ -48,7 +49,7 @@ def test_a_part_keeps_what_it_explains_and_gets_the_rest_anew(
     plain = job_of(read_folder(Location(str(broken))), tmp_path / "run", ARGUMENTS)
     job = replace(plain, target=Target("top", 2))
     worker, shard = ExplainWorker(job), Shard(0, 0, 16)
-    rows = job.rows.read(0, 16)
+    rows = read_rows(job.rows, 0, 16)
 
     def load() -> list:
         return [load_batch(rows, job.reading, job.model.preprocessing)]
@@ -80,7 +81,7 @@ def test_a_part_keeps_what_it_explains_and_gets_the_rest_anew(
 
 def test_an_image_that_fails_now_and_did_not_before_keeps_its_rows(job_of, broken, tmp_path):
     job = job_of(read_folder(Location(str(broken))), tmp_path / "run", ARGUMENTS)
-    rows = job.rows.read(0, 16)
+    rows = read_rows(job.rows, 0, 16)
     worker = ExplainWorker(job)
     worker.explain_shard(
         Shard(0, 0, 16), rows, [load_batch(rows, job.reading, job.model.preprocessing)]

@@ -19,6 +19,7 @@ from jobs.worker import ExplainWorker, Job, refuse_outage
 from storage.images import Reading
 from storage.locations import Location, StorageUnavailable
 from storage.manifests import read_folder
+from storage.row_reader import read_rows
 from storage.runs import Run
 from storage.schema import explanations, maps_to_numpy
 
@@ -32,7 +33,7 @@ def job(job_of, image_folder: Path, tmp_path: Path) -> Job:
 
 
 def batches(job: Job, shard: Shard, sizes: list[int] | None = None) -> list[Batch]:
-    rows = job.rows.read(shard.start, shard.stop)
+    rows = read_rows(job.rows, shard.start, shard.stop)
     sizes = sizes or [job.batch_size] * -(-len(rows) // job.batch_size)
     starts = np.cumsum([0, *sizes[:-1]])
     return [
@@ -92,7 +93,7 @@ def image_by_image(
 
 def test_every_column_is_what_a_slow_reimplementation_says(job):
     labels = pa.array(["ant", None, "3", None, "bee", "4"])
-    rows = job.rows.read(0, 6).set_column(2, "label", labels)
+    rows = read_rows(job.rows, 0, 6).set_column(2, "label", labels)
     uris = rows["uri"].to_pylist()
     uris[1], uris[4] = "/nowhere.jpg", None
     batch = load_batch(pa.table({"uri": uris}), job.reading, job.model.preprocessing)
@@ -113,7 +114,7 @@ def test_every_column_is_what_a_slow_reimplementation_says(job):
 
 def test_batches_may_differ_in_length_and_go_through_the_model_in_the_runs_own(job):
     shard = Shard(1, 16, 26)
-    rows = job.rows.read(16, 26)
+    rows = read_rows(job.rows, 16, 26)
     loaded = batches(job, shard, [1, 7, 2])
     ExplainWorker(job).explain_shard(shard, rows, loaded)
     table = job.run.read_part(1)
@@ -129,13 +130,13 @@ def test_a_shard_of_other_rows_than_were_loaded_is_refused(job):
     shard = Shard(1, 16, 26)
     loaded = batches(job, shard)[:-1]
     with pytest.raises(RuntimeError, match="8 images were loaded for a shard of 10 rows"):
-        ExplainWorker(job).explain_shard(shard, job.rows.read(16, 26), loaded)
+        ExplainWorker(job).explain_shard(shard, read_rows(job.rows, 16, 26), loaded)
 
 
 def test_an_image_has_a_row_a_target(job):
     shard, per_image = Shard(1, 16, 26), 5
     every = replace(job, target=Target("all"))
-    ExplainWorker(every).explain_shard(shard, job.rows.read(16, 26), batches(job, shard))
+    ExplainWorker(every).explain_shard(shard, read_rows(job.rows, 16, 26), batches(job, shard))
     rows = job.run.read_part(1).to_pylist()
     assert len(rows) == 10 * per_image
     for first in range(0, len(rows), per_image):
@@ -152,7 +153,7 @@ def test_labels_that_are_classes_are_explained_and_grouped(job):
     model = load_model("vit_tiny_patch16_224", seed=0, model_args=ARGUMENTS, class_names=names)
     labelled = replace(job, model=model, target=Target("label"))
     shard = Shard(0, 10, 50)
-    known = job.rows.read(10, 50).set_column(2, "label", pa.array((names[:3] * 14)[:40]))
+    known = read_rows(job.rows, 10, 50).set_column(2, "label", pa.array((names[:3] * 14)[:40]))
     loaded = batches(job, shard)
     uris = [None, *known["uri"].to_pylist()[9:12]]
     loaded[2] = load_batch(pa.table({"uri": uris}), job.reading, model.preprocessing)
@@ -177,7 +178,7 @@ def test_a_store_that_refuses_most_of_a_shard_makes_no_rows(job, s3):
         uris.append(s3.url(f"{number}.jpg"))
     reading = Reading(s3.options_without_rights)
     refused = load_batch(pa.table({"uri": uris}), reading, job.model.preprocessing)
-    rows = job.rows.read(0, 4).set_column(1, "uri", pa.array(uris))
+    rows = read_rows(job.rows, 0, 4).set_column(1, "uri", pa.array(uris))
     with pytest.raises(StorageUnavailable, match="4 of a shard's 4 images are denied") as caught:
         ExplainWorker(job).explain_shard(Shard(0, 0, 4), rows, [refused])
     assert "strangers-secret" not in str(caught.value)
@@ -209,7 +210,7 @@ def test_the_wait_for_a_first_batch_is_told_apart(job):
 
     worker = ExplainWorker(job)
     for shard, first, others in [(Shard(1, 16, 28), 1, 2), (Shard(2, 28, 36), 0, 2)]:
-        rows, loaded = job.rows.read(shard.start, shard.stop), batches(job, shard)
+        rows, loaded = read_rows(job.rows, shard.start, shard.stop), batches(job, shard)
         seconds = worker.explain_shard(shard, rows, late(loaded)).seconds
         assert (seconds["first_wait"] > 0) == bool(first)
         assert seconds["first_wait"] >= first * 0.02
@@ -220,7 +221,7 @@ def test_the_wait_for_a_first_batch_is_told_apart(job):
 
 def test_rows_equal_what_the_explainer_says(job):
     shard = Shard(1, 16, 26)
-    rows = job.rows.read(16, 26)
+    rows = read_rows(job.rows, 16, 26)
     loaded = batches(job, shard)
     report = ExplainWorker(job).explain_shard(shard, rows, loaded)
     assert report.created
@@ -248,7 +249,7 @@ def test_rows_equal_what_the_explainer_says(job):
 
 def test_a_second_worker_leaves_the_part_as_it_is(job):
     shard = Shard(0, 0, 16)
-    rows, loaded = job.rows.read(0, 16), batches(job, shard)
+    rows, loaded = read_rows(job.rows, 0, 16), batches(job, shard)
     assert ExplainWorker(job).explain_shard(shard, rows, loaded).created
     first = job.run.part(0).read()
     assert not ExplainWorker(job).explain_shard(shard, rows, loaded).created
@@ -257,7 +258,7 @@ def test_a_second_worker_leaves_the_part_as_it_is(job):
 
 def test_a_batch_without_a_single_good_image_is_rows_too(job):
     shard = Shard(0, 0, 4)
-    rows = job.rows.read(0, 4)
+    rows = read_rows(job.rows, 0, 4)
     gone = pa.table({"uri": ["/nowhere/a.jpg", None, "/nowhere/b.jpg", ""]})
     nothing = load_batch(gone, job.reading, job.model.preprocessing)
     report = ExplainWorker(job).explain_shard(shard, rows, [nothing])
@@ -283,7 +284,7 @@ class Cramped(torch.nn.Module):
 
 def test_a_batch_that_does_not_fit_is_halved_and_none_of_it_is_lost(job):
     shard = Shard(1, 16, 26)
-    rows, loaded = job.rows.read(16, 26), batches(job, shard)
+    rows, loaded = read_rows(job.rows, 16, 26), batches(job, shard)
     want = [explain(job.model, torch.from_numpy(b.crops), target="top:2") for b in loaded]
     job.model.vit.patch_embed = Cramped(job.model.vit.patch_embed)
     worker = ExplainWorker(job)
@@ -303,7 +304,7 @@ def test_an_image_that_does_not_fit_alone_fails_the_shard(job):
             raise torch.OutOfMemoryError(f"no room for {len(images)}")
 
     shard = Shard(1, 16, 26)
-    rows, loaded = job.rows.read(16, 26), batches(job, shard)
+    rows, loaded = read_rows(job.rows, 16, 26), batches(job, shard)
     job.model.vit.patch_embed = Full(job.model.vit.patch_embed)
     with pytest.raises(torch.OutOfMemoryError, match="no room for 1"):
         ExplainWorker(job).explain_shard(shard, rows, loaded)

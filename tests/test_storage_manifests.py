@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from storage.columns import ColumnNames
-from storage.locations import Location, StorageUnavailable
+from storage.locations import Location
 from storage.manifests import Manifest, ManifestError, read_folder, read_manifest
-from storage.rows import RowFile, RowSource
+from storage.row_reader import read_rows
 from storage.selection import Selection
 
 
@@ -28,7 +28,7 @@ def table_of(manifest: Manifest, stored: Location) -> pa.Table:
     """All rows, as the replicas of a run read them."""
     if manifest.data is not None:
         stored.replace(manifest.data)
-    return manifest.source(stored).read(0, manifest.rows)
+    return read_rows(manifest.source(stored), 0, manifest.rows)
 
 
 def manifest_of(location: Location, columns: dict[str, Any]) -> pa.Table:
@@ -270,46 +270,6 @@ def test_what_cannot_be_read_says_why(
 def test_a_missing_manifest_is_bad_input(location: Location) -> None:
     with pytest.raises(ManifestError, match=r"cannot read the manifest: .*absent\.csv"):
         read_manifest(location.child("absent.csv"))
-
-
-def test_a_range_of_rows_may_lie_in_several_groups_and_files(location: Location) -> None:
-    whole = pa.table({"uri": [f"/{number:04d}.jpg" for number in range(1000)]})
-    for name, part in (("a", whole.slice(0, 600)), ("b", whole.slice(600))):
-        sink = io.BytesIO()
-        pq.write_table(part, sink, row_group_size=64)
-        location.child("list", f"{name}.parquet").create(sink.getvalue())
-    rows = read_manifest(location.child("list")).source(location)
-    for start, stop in ((0, 1), (0, 64), (63, 65), (64, 128), (130, 700), (990, 1000), (0, 1000)):
-        assert rows.read(start, stop)["uri"].to_pylist() == whole["uri"][start:stop].to_pylist()
-    for start, stop in ((5, 5), (-1, 3), (990, 1001)):
-        with pytest.raises(ValueError, match=f"rows {start} to {stop} .*, of 1000"):
-            rows.read(start, stop)
-
-
-def test_a_range_of_rows_needs_no_other_bytes(tmp_path: Path) -> None:
-    table = pa.table({"uri": [f"/{number}" for number in range(1000)]})
-    sink = io.BytesIO()
-    pq.write_table(table, sink, row_group_size=500, use_dictionary=False)
-    data = bytearray(sink.getvalue())
-    footer = pq.read_metadata(io.BytesIO(data)).row_group(1).column(0)
-    start = footer.data_page_offset
-    data[start : start + footer.total_compressed_size] = bytes(footer.total_compressed_size)
-    place = Location(str(tmp_path / "damaged.parquet"))
-    place.create(bytes(data))
-    names = {"image_id": "uri", "uri": "uri"}
-    rows = RowSource((RowFile(place, 1000),), names)
-    assert rows.read(0, 500)["uri"].equals(table["uri"].slice(0, 500))
-    with pytest.raises((StorageUnavailable, ValueError), match="damaged"):
-        rows.read(0, 501)
-
-
-def test_a_list_that_changed_since_the_run_was_planned_is_refused(tmp_path: Path) -> None:
-    place = Location(str(tmp_path / "m.parquet"))
-    place.create(parquet({"uri": ["/a", "/b"]}))
-    rows = read_manifest(place).source(place)
-    place.replace(parquet({"uri": ["/a", "/b", "/c"]}))
-    with pytest.raises(ValueError, match=r"has 3 rows and had 2 when the run was planned"):
-        rows.read(0, 2)
 
 
 @pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
