@@ -5,8 +5,9 @@
 The list is Parquet: a uri of about 60 characters and one of 1,000 labels a row. Each measurement
 has a process of its own. Planning is what `saliency explain` does with the list (columns, digest,
 repeated ids, labels, cutting into shards), without loading the model; a resume does it again, reads
-run.json and lists the parts, of which every other one is there. Memory is at the peak: what the
-process has for itself (anonymous pages), beside it all of it, with the libraries' files.
+run.json and lists the parts, of which every other one is there. Then one of eight replicas reads
+the rows of its shards, every eighth. Memory is at the peak: what the process has for itself
+(anonymous pages), beside it all of it, with the libraries' files.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from storage.runs import open_or_create, part_name
 CHUNK = 1_000_000
 CLASSES, GRID = 1000, (14, 14)
 ROWS_OF_A_PART = 4096
+REPLICAS = 8
 DISTINCT_PARTS = 8  # the others are links to them: reading costs the same
 SECONDS_LIMIT, MEMORY_LIMIT = 10.0, 2**30  # of planning 10 million rows
 out = Console(soft_wrap=True, highlight=False)
@@ -71,6 +73,9 @@ def main() -> None:
             held &= within or rows > 10_000_000
             make_half_done(Path(folder) / f"run-{rows}", rows)
             tell("resume", rows, "rows", in_process(resume, path, Path(folder) / f"run-{rows}"))
+            shards = len(range(0, rows, REPLICAS * ROWS_OF_A_PART))
+            cost = in_process(read_every_eighth, path, rows)
+            tell(f"one of {REPLICAS} replicas reads its shards", shards, "shards", cost)
         tell("the driver with a model, before planning", 0, "", in_process(load_driver))
         for parts in map(int, asked.parts.split(",")):
             root = Path(folder) / f"parts-{parts}"
@@ -83,7 +88,7 @@ def tell(what: str, count: int, unit: str, cost: Cost) -> None:
     """One line of the table."""
     each = f"{cost.seconds / count * 1e6:9.2f} us each" if count else ""
     memory = f"{cost.own / 2**20:6.0f} MB own, {cost.resident / 2**20:6.0f} MB resident"
-    out.print(f"{what:42s} {count:>11,} {unit:5s} {cost.seconds:7.2f} s {each:18s} {memory}")
+    out.print(f"{what:42s} {count:>11,} {unit:6s} {cost.seconds:7.2f} s {each:18s} {memory}")
 
 
 def write_list(path: Path, rows: int) -> None:
@@ -135,6 +140,23 @@ def resume(path: Path, root: Path) -> Callable[[], object]:
         if not left:
             raise RuntimeError("half of the parts are there, and nothing is left to do")
         return left
+
+    return work
+
+
+def read_every_eighth(path: Path, rows: int) -> Callable[[], object]:
+    """Read the manifest rows of every eighth shard, as a replica does that has seven others."""
+    from storage.manifests import read_manifest
+    from storage.row_reader import RowReader
+
+    source = read_manifest(Location(str(path))).source(Location(str(path)))
+
+    def work() -> object:
+        reader = RowReader(source)
+        for start in range(0, rows, REPLICAS * ROWS_OF_A_PART):
+            reader.read(start, min(start + ROWS_OF_A_PART, rows))
+        reader.close()
+        return reader
 
     return work
 
