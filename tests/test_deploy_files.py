@@ -1,11 +1,10 @@
 """The files that launch clusters: valid by what can be asked of them here, and of one version.
 
-None was launched. KubeRay's published schema is in no package that could be installed here: where
-SALIENCY_RAYJOB_CRD names it (`ray.io_rayjobs.yaml` of a KubeRay release), the RayJob is held
-against it. Everywhere its fields are held against the table below, which was compared with the
-types that the schema is generated from (KubeRay's ray-operator/apis/ray/v1, rayjob_types.go of
-0057210 and raycluster_types.go of 026f143), and its pods and account against Kubernetes' own
-published schema.
+None was launched. The RayJob is held against RAY_JOB, which is KubeRay's published schema narrowed
+to what our file uses: each field, type and required field of it was compared with version v1 in
+ray.io_rayjobs.yaml of ray-project/kuberay at 037e91b (from the time of KubeRay 1.2) and at d327abd
+(after 1.7). Where SALIENCY_RAYJOB_CRD names such a file, that comparison is done again and the
+RayJob is held against the file itself. Pods and account are held against Kubernetes' own schema.
 """
 
 import copy
@@ -41,32 +40,64 @@ def closed(required: list[str], **properties: Any) -> dict[str, Any]:
     }
 
 
+def many(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+def by_name(values: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": values}
+
+
 COUNT = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
 TEXT, FLAG, OBJECT = {"type": "string"}, {"type": "boolean"}, {"type": "object"}
-TEXTS = {"type": "object", "additionalProperties": TEXT}
-MODES = {"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]}
-HEAD = closed(["rayStartParams", "template"], rayStartParams=TEXTS, template=OBJECT)
+# Kubernetes' own, of quantities such as 500m and 16Gi.
+QUANTITY = {
+    "anyOf": [{"type": "integer"}, TEXT],
+    "pattern": r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$",
+}
+RESOURCES = closed([], requests=by_name(QUANTITY), limits=by_name(QUANTITY))
+
+
+def template(container: dict[str, Any], **pod: Any) -> dict[str, Any]:
+    """Of pods with containers that have more than a name, an image and resources."""
+    container = closed(["name"], name=TEXT, image=TEXT, resources=RESOURCES, **container)
+    fields = {"serviceAccountName": TEXT, "containers": many(container), **pod}
+    return closed([], spec=closed(["containers"], **fields))
+
+
+HEAD = closed(
+    ["rayStartParams", "template"],
+    rayStartParams=by_name(TEXT),
+    template=template({"ports": many(closed(["containerPort"], containerPort=COUNT, name=TEXT))}),
+)
 WORKERS = closed(
     ["groupName", "maxReplicas", "minReplicas", "rayStartParams", "template"],
     groupName=TEXT,
     replicas=COUNT,
     minReplicas=COUNT,
     maxReplicas=COUNT,
-    rayStartParams=TEXTS,
-    template=OBJECT,
+    rayStartParams=by_name(TEXT),
+    template=template(
+        {},
+        terminationGracePeriodSeconds=COUNT,
+        tolerations=many(closed([], key=TEXT, operator=TEXT, effect=TEXT)),
+    ),
 )
 CLUSTER = closed(
     ["headGroupSpec"],
     rayVersion=TEXT,
     enableInTreeAutoscaling=FLAG,
-    autoscalerOptions=closed([], idleTimeoutSeconds=COUNT, resources=OBJECT),
+    autoscalerOptions=closed([], idleTimeoutSeconds=COUNT, resources=RESOURCES),
     headGroupSpec=HEAD,
-    workerGroupSpecs={"type": "array", "items": WORKERS},
+    workerGroupSpecs=many(WORKERS),
 )
+# The schema has any text for submissionMode; KubeRay's code knows these.
+MODES = {"type": "string", "enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]}
 RAY_JOB = closed(
     ["apiVersion", "kind", "metadata", "spec"],
-    apiVersion={"const": "ray.io/v1"},
-    kind={"const": "RayJob"},
+    apiVersion={"type": "string", "const": "ray.io/v1"},
+    kind={"type": "string", "const": "RayJob"},
     metadata=OBJECT,
     spec=closed(
         [],
@@ -154,21 +185,44 @@ def as_pod(template: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **template}
 
 
-def test_the_rayjob_has_only_fields_of_the_api_and_pods_that_kubernetes_knows(kubernetes):
+def test_the_rayjob_is_valid_by_the_published_schema_and_its_pods_by_kubernetes(kubernetes):
     account, job = kubernetes
     jsonschema.validate(job, RAY_JOB)
     kubernetes_validate.validate(account, KUBERNETES, strict=True)
-    for template in pod_templates(job):
-        kubernetes_validate.validate(as_pod(template), KUBERNETES, strict=True)
-        assert template["spec"]["serviceAccountName"] == account["metadata"]["name"]
-    wrong = copy.deepcopy(job)
-    wrong["spec"]["backofLimit"] = 1
-    with pytest.raises(jsonschema.ValidationError, match="backofLimit"):
-        jsonschema.validate(wrong, RAY_JOB)
+    for pods in pod_templates(job):
+        kubernetes_validate.validate(as_pod(pods), KUBERNETES, strict=True)
+        assert pods["spec"]["serviceAccountName"] == account["metadata"]["name"]
     pod = as_pod(copy.deepcopy(pod_templates(job)[0]))
     pod["spec"]["serviceAcountName"] = "a"
     with pytest.raises(kubernetes_validate.ValidationError, match="serviceAcountName"):
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "told"),
+    [
+        ("backofLimit", 1, "'backofLimit' was unexpected"),
+        ("backoffLimit", "five", "'five' is not of type 'integer'"),
+        ("submissionMode", "K8sMode", "'K8sMode' is not one of"),
+        ("rayClusterSpec.workerGroupSpecs.0.maxReplica", 8, "'maxReplica' was unexpected"),
+        ("rayClusterSpec.headGroupSpec.rayStartParams.num-cpus", 0, "0 is not of type 'string'"),
+        ("rayClusterSpec.autoscalerOptions.resources.limits.memory", "1 GB", "'1 GB' does not"),
+        (
+            "rayClusterSpec.headGroupSpec.template.spec.containers.0.ports.0",
+            {"port": 1},
+            "'containerPort' is a required property",
+        ),
+    ],
+)
+def test_a_wrong_rayjob_is_refused(kubernetes, path, value, told):
+    wrong = copy.deepcopy(kubernetes[1])
+    *parents, last = [int(name) if name.isdigit() else name for name in path.split(".")]
+    place = wrong["spec"]
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    errors = jsonschema.Draft202012Validator(RAY_JOB).iter_errors(wrong)
+    assert any(told in error.message for error in errors)
 
 
 def strict(schema: Any) -> Any:
@@ -201,16 +255,63 @@ def schema_of(definition: str, version: str) -> dict[str, Any]:
     return made
 
 
-def test_the_rayjob_is_valid_by_the_published_schema(kubernetes):
+def narrowing_problems(ours: Any, published: Any, place: str = "RayJob") -> list[str]:
+    """Where our schema would let through what the published one refuses or has not."""
+    problems = []
+    if ours.get("type") != published.get("type"):
+        problems.append(f"{place}: {ours.get('type')}, published {published.get('type')}")
+    if ours.get("anyOf") != published.get("anyOf"):
+        problems.append(f"{place}: {ours.get('anyOf')}, published {published.get('anyOf')}")
+    if "pattern" in published and ours.get("pattern") != published["pattern"]:
+        problems.append(f"{place}: published with the pattern {published['pattern']}")
+    if "enum" in published and not set(ours.get("enum", [None])) <= set(published["enum"]):
+        problems.append(f"{place}: published as one of {published['enum']}")
+    for name in set(published.get("required", [])) - set(ours.get("required", [])):
+        problems.append(f"{place}.{name}: published as required")
+    for name, value in ours.get("properties", {}).items():
+        if name not in published.get("properties", {}):
+            problems.append(f"{place}.{name}: not published")
+        else:
+            inner = published["properties"][name]
+            problems += narrowing_problems(value, inner, f"{place}.{name}")
+    for kind in ("items", "additionalProperties"):
+        if isinstance(ours.get(kind), dict):
+            inner = published.get(kind, {})
+            problems += narrowing_problems(ours[kind], inner, f"{place}.{kind}")
+    return problems
+
+
+def test_the_file_of_the_published_schema_says_what_is_held_here(kubernetes):
     path = os.environ.get("SALIENCY_RAYJOB_CRD")
     if path is None:
-        pytest.skip("no schema: set SALIENCY_RAYJOB_CRD to KubeRay's ray.io_rayjobs.yaml")
+        pytest.skip("no file: set SALIENCY_RAYJOB_CRD to KubeRay's ray.io_rayjobs.yaml")
     schema = schema_of(Path(path).read_text(), "v1")
+    assert not narrowing_problems(RAY_JOB, schema)
     jsonschema.validate(kubernetes[1], schema)
     wrong = copy.deepcopy(kubernetes[1])
     wrong["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 8
     with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
         jsonschema.validate(wrong, schema)
+
+
+def test_a_schema_that_lets_through_what_another_refuses_is_told():
+    assert not narrowing_problems(RAY_JOB, RAY_JOB)
+    published = copy.deepcopy(RAY_JOB)
+    spec = published["properties"]["spec"]
+    spec["required"] = ["entrypoint", "suspend"]
+    spec["properties"]["backoffLimit"] = TEXT
+    spec["properties"]["submissionMode"] = {"type": "string", "enum": ["HTTPMode"]}
+    cluster = spec["properties"]["rayClusterSpec"]["properties"]
+    del cluster["workerGroupSpecs"]["items"]["properties"]["groupName"]
+    cluster["headGroupSpec"]["properties"]["rayStartParams"] = by_name(FLAG)
+    assert {problem.partition(":")[0] for problem in narrowing_problems(RAY_JOB, published)} == {
+        "RayJob.spec.entrypoint",
+        "RayJob.spec.suspend",
+        "RayJob.spec.backoffLimit",
+        "RayJob.spec.submissionMode",
+        "RayJob.spec.rayClusterSpec.workerGroupSpecs.items.groupName",
+        "RayJob.spec.rayClusterSpec.headGroupSpec.rayStartParams.additionalProperties",
+    }
 
 
 def test_a_definitions_schema_refuses_what_kubernetes_would_drop(kubernetes):
