@@ -92,8 +92,6 @@ class AuditWorker:
     """Holds one model on one device, and the images that cues are pasted into."""
 
     def __init__(self, job: AuditJob, load: Load) -> None:
-        if job.threads is not None:
-            torch.set_num_threads(job.threads)
         self.job, self.images = job, RowImages(job, job.shards, load)
         self.audit = Audit(job.run)
         job.model.vit.to(torch.device(job.device))

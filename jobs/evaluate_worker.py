@@ -52,8 +52,6 @@ class EvaluateWorker:
     """Holds one model on one device, and what its maps are held against."""
 
     def __init__(self, job: EvaluateJob, load: Load) -> None:
-        if job.threads is not None:
-            torch.set_num_threads(job.threads)
         self.job, self.images = job, RowImages(job, job.shards, load)
         self.evaluation = Evaluation(job.run)
         self.device = torch.device(job.device)

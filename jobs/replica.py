@@ -17,6 +17,7 @@ from jobs.crashes import positions
 from jobs.loader import Batch, load_batch
 from jobs.part import Chunk
 from jobs.plan import Shard
+from jobs.process import set_up
 from jobs.retry import explained_rows
 from jobs.row_images import Load
 from jobs.watched_replica import WatchedReplica
@@ -76,6 +77,7 @@ class Replica:
     """
 
     def __init__(self, job: Job, loader_cpus: float, ahead: int) -> None:
+        set_up(job.device, job.threads)
         self.worker = ExplainWorker(job)
         self.rows = RowReader(job.rows)
         self.feed = Feed(job, loader_cpus, ahead)

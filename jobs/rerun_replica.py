@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from jobs.plan import Shard
+from jobs.process import set_up
 from jobs.replica import ReplicaInfo, loading, replica_info
 from jobs.row_images import RerunJob
 from jobs.watched_replica import WatchedReplica
@@ -14,6 +15,7 @@ class RerunReplica:
     """Does shards one at a time; the pool calls it as it calls a Replica."""
 
     def __init__(self, job: RerunJob, loader_cpus: float, ahead: int) -> None:
+        set_up(job.device, job.threads)
         self.worker = job.worker(loading(job, loader_cpus))
         self.info = replica_info(job)
         self.watched = WatchedReplica(job.run.id, asdict(self.info))

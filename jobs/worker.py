@@ -86,8 +86,6 @@ class ExplainWorker:
     """
 
     def __init__(self, job: Job) -> None:
-        if job.threads is not None:
-            torch.set_num_threads(job.threads)
         self.job = job
         self.device = torch.device(job.device)
         job.model.vit.to(self.device)
