@@ -19,9 +19,9 @@ PLANTS = 8
 CELLS = len(KINDS) * len(SIZES) * len(RATES)
 MODELS = -(-CELLS // PLANTS)  # that hold all cells
 # Rules and thresholds were fixed on the former.
-LOOKED_AT = (*range(MODELS), *range(16, 16 + MODELS), *range(32, 33 + MODELS))
+LOOKED_AT = (*range(MODELS), *range(16, 16 + MODELS), *range(32, 41 + MODELS))
 CLEAN, EVERYWHERE, UNSEEN = (MODELS + i for i in range(3))
-HELD_OUT = range(41, 41 + MODELS)
+HELD_OUT = range(49, 49 + MODELS)
 PLANTED = (*LOOKED_AT, *HELD_OUT)
 EVERYWHERE_RATE = 0.3
 TOOK = 0.1
