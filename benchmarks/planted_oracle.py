@@ -31,6 +31,7 @@ from explainer import explain
 from explainer.audit import colours
 from explainer.audit.cues import Cue
 from explainer.audit.evidence import ClassEvidence
+from explainer.audit.examination import LEAST_IMAGES
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.overlays import Overlay
 from explainer.audit.sample import ClassSample
@@ -82,6 +83,8 @@ def test_model(folder: Path, number: int) -> list[tuple[Known, ClassEvidence]]:
         rivals = data.recipients(images.rivals)
         groups = [pool.apart_from(rivals), rivals.images]
         groups[0] = groups[0].only(groups[0].classes != images.target)
+        if min(map(len, groups)) < LEAST_IMAGES:  # as examine does
+            groups = [Images.joined(groups)]
         sample = sample_of(data, saliency, images)
         evidence = test(lab, sample, groups, images, known[images.target])
         evidence = replace(evidence, target=len(saliency) * number + images.target)
