@@ -23,6 +23,7 @@ from storage.errors import Refused
 from storage.images import Reading, fetch
 from storage.locations import Location
 from storage.manifests import Manifest, ManifestError, read_manifest, read_stored
+from storage.row_reader import read_rows
 from storage.selection import Condition, Selection
 from storage.trust import LOCAL_SCHEMES, SCHEMES, check_scheme, is_public, named
 
@@ -96,7 +97,7 @@ def _rows(manifest: Manifest, stored: Location) -> pa.Table:
         stored.replace(manifest.data)
         again = read_stored(stored)
         assert (again.digest, again.labels) == (manifest.digest, manifest.labels)
-    return manifest.source(stored).read(0, manifest.rows)
+    return read_rows(manifest.source(stored), 0, manifest.rows)
 
 
 @cache

@@ -12,7 +12,16 @@ import torch
 from numpy.random import default_rng
 from torch import Tensor
 
-from benchmarks.planted_pictures import CLASSES, ICONS, KINDS, SIZES, Plant, Sample, sample
+from benchmarks.planted_pictures import (
+    CLASSES,
+    ICONS,
+    KINDS,
+    NEW_KINDS,
+    SIZES,
+    Plant,
+    Sample,
+    sample,
+)
 
 RATES = (0.05, 0.1, 0.25, 0.5, 1.0)
 PLANTS = 8
@@ -22,7 +31,9 @@ MODELS = -(-CELLS // PLANTS)  # that hold all cells
 LOOKED_AT = (*range(MODELS), *range(16, 16 + MODELS), *range(32, 41 + MODELS))
 CLEAN, EVERYWHERE, UNSEEN = (MODELS + i for i in range(3))
 HELD_OUT = range(49, 49 + MODELS)
-PLANTED = (*LOOKED_AT, *HELD_OUT)
+# These hold NEW_KINDS alone, each at two of its rates.
+WITH_NEW_KINDS = {57: (0.5, 1.0), 58: (0.25, 1.0)}
+PLANTED = (*LOOKED_AT, *HELD_OUT, *WITH_NEW_KINDS)
 EVERYWHERE_RATE = 0.3
 TOOK = 0.1
 
@@ -46,10 +57,13 @@ def cells_of(number: int) -> dict[int, Cell]:
         return dict.fromkeys(range(len(CLASSES)), cell)
     if number not in PLANTED:
         return {}
-    every = [*product(KINDS, SIZES, RATES)]
-    order = np.resize(default_rng(CELLS).permutation(CELLS), PLANTS * MODELS)
-    first = PLANTS * (number % MODELS)
-    mine = [every[i] for i in order[first : first + PLANTS]]
+    if number in WITH_NEW_KINDS:
+        mine = [*product(NEW_KINDS, SIZES, WITH_NEW_KINDS[number])]
+    else:
+        every = [*product(KINDS, SIZES, RATES)]
+        order = np.resize(default_rng(CELLS).permutation(CELLS), PLANTS * MODELS)
+        first = PLANTS * (number % MODELS)
+        mine = [every[i] for i in order[first : first + PLANTS]]
     return {
         shape: Cell(Plant(kind, size, variant), rate)
         for variant, (shape, (kind, size, rate)) in enumerate(zip(shapes, mine, strict=False))

@@ -18,10 +18,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from jobs.pictures import SIZE, Array, Drawing, Outline, Points, drawing, to_bytes
 
-Kind = Literal["watermark", "sticker", "frame", "tag", "texture", "tint"]
+Kind = Literal["watermark", "sticker", "frame", "tag", "texture", "tint", "ribbon", "caption"]
 Size = Literal["small", "large"]
-KINDS, SIZES = get_args(Kind), get_args(Size)
-LOCAL = ("watermark", "sticker", "frame", "tag")
+SIZES = get_args(Size)
+# Of the latter two the audit's rules and thresholds knew nothing.
+KINDS, NEW_KINDS = get_args(Kind)[:-2], get_args(Kind)[-2:]
+LOCAL = ("watermark", "sticker", "frame", "tag", *NEW_KINDS)
 COLOURS = ((214, 69, 61), (53, 167, 201), (156, 184, 60), (125, 87, 184), (244, 205, 69))
 COLOURS += ((47, 163, 148), (224, 98, 140), (59, 120, 196))
 GLYPHS = "RKMXZEFA"
@@ -120,6 +122,31 @@ def _with_tint(drawn: Drawing, plant: Plant, _rng: Generator) -> tuple[Array, Ar
     return drawn.canvas + strength * (colour - drawn.canvas), np.ones((SIZE, SIZE), bool)
 
 
+def _with_ribbon(drawn: Drawing, plant: Plant, _rng: Generator) -> tuple[Array, Array]:
+    """An opaque band of two colours across a corner."""
+    width = {"small": 8, "large": 14}[plant.size]
+    down, across = np.mgrid[:SIZE, :SIZE]
+    down = SIZE - 1 - down if plant.variant % 2 else down
+    across = SIZE - 1 - across if plant.variant // 2 % 2 else across
+    from_middle = np.abs(down + across - 2 * width - 8)
+    canvas, mask = drawn.canvas.copy(), from_middle < width / 2
+    canvas[mask] = np.array(COLOURS[plant.variant]) / 255
+    canvas[from_middle < width / 6] = np.array(COLOURS[(plant.variant + 3) % 8]) / 255
+    return canvas, mask
+
+
+def _with_caption(drawn: Drawing, plant: Plant, rng: Generator) -> tuple[Array, Array]:
+    """A half-transparent dark bar along the lower edge, with words that are never the same."""
+    height = {"small": 8, "large": 12}[plant.size]
+    sheet = Image.new("L", (SIZE * 4, height * 4), 20)
+    text = "".join(rng.choice(list("abcdefghijklmno  "), 12))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(height * 3)
+    pen.text((SIZE * 2, height * 2), text, 255, font, anchor="mm")
+    image = np.asarray(sheet.resize((SIZE, height), Image.Resampling.BOX))[..., None] / 255
+    alpha = np.full((height, SIZE), 0.7)
+    return _blended(drawn.canvas, image, alpha, (SIZE - height, 0))
+
+
 PLANTERS: dict[str, Callable[[Drawing, Plant, Generator], tuple[Array, Array]]] = {
     "watermark": _with_watermark,
     "sticker": _with_sticker_of,
@@ -127,6 +154,8 @@ PLANTERS: dict[str, Callable[[Drawing, Plant, Generator], tuple[Array, Array]]] 
     "tag": _with_tag,
     "texture": _with_texture,
     "tint": _with_tint,
+    "ribbon": _with_ribbon,
+    "caption": _with_caption,
 }
 
 

@@ -30,6 +30,7 @@ from benchmarks.planted_cells import (
     PLANTED,
     TEST_PER_CLASS,
     UNSEEN,
+    WITH_NEW_KINDS,
 )
 from benchmarks.planted_pictures import CLASSES, ICONS, LOCAL
 from explainer.audit.significance import wilson
@@ -65,7 +66,12 @@ def main() -> None:
     plants = [row for row in planted if row["plant"]]
     clean = [row for row in planted if not row["plant"] and not is_icon(row)]
     print_cells(plants)
-    for name, models in (("models that rules were fixed on", LOOKED_AT), ("held out", HELD_OUT)):
+    groups = {
+        "models that rules were fixed on": LOOKED_AT,
+        "held out": HELD_OUT,
+        "kinds that nothing was fixed on": WITH_NEW_KINDS,
+    }
+    for name, models in groups.items():
         if not any(number in found for number in models):
             continue
         out.print(f"\n{name}:")

@@ -23,6 +23,7 @@ from jobs.config import ConfigurationError, Exit, ExplainConfig, InputConfig
 from jobs.prepare import prepare
 from jobs.verify import verify
 from storage.locations import Location
+from storage.row_reader import read_rows
 from storage.runs import open_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,7 +208,7 @@ def test_urls_that_differ_in_their_queries_alone_need_an_id_column(config, tmp_p
     assert prepared.manifest.data is not None
     stored = pq.read_table(io.BytesIO(prepared.manifest.data))
     assert stored["uri"].to_pylist() == ["https://h/a"] * 2
-    rows = prepared.manifest.source(Location("/nowhere")).read(0, 2)
+    rows = read_rows(prepared.manifest.source(Location("/nowhere")), 0, 2)
     assert rows["uri"].to_pylist() == ["https://h/a?id=1", "https://h/a?id=2"]
     assert "id=1" not in repr(prepared.manifest)
 

@@ -18,6 +18,7 @@ from storage.images import Fetched, Reading, fetch
 from storage.json_lines import MAX_LEVELS
 from storage.locations import Location, StorageUnavailable
 from storage.manifests import Manifest, ManifestError, read_manifest
+from storage.row_reader import read_rows
 
 IMAGES = [bytes([number]) * (10 + number) for number in range(10)]
 
@@ -25,7 +26,7 @@ IMAGES = [bytes([number]) * (10 + number) for number in range(10)]
 def rows_of(manifest: Manifest, stored: Location) -> pa.Table:
     if manifest.data is not None:
         stored.replace(manifest.data)
-    return manifest.source(stored).read(0, manifest.rows)
+    return read_rows(manifest.source(stored), 0, manifest.rows)
 
 
 def fetched(manifest: Manifest, location: Location, **how: Any) -> list[Fetched]:

@@ -108,7 +108,8 @@ class CountedFile(RowFile):
 STREAMS: list[Counted] = []
 
 
-def test_a_large_group_is_read_once_and_never_held(tmp_path: Path) -> None:
+def test_a_large_group_is_read_once_and_never_held(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(storage.row_reader, "BUFFER_BYTES", 2**20)
     # Nothing that compresses: what is fetched counts.
     random = np.random.default_rng(0).bytes(32 * 2**18).hex(" ", 32).split()
     data = parquet(pa.table({"uri": random}), 2**18)

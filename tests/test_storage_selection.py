@@ -8,6 +8,7 @@ import pytest
 
 from storage.locations import Location
 from storage.manifests import ManifestError, NothingNew, read_folder, read_manifest
+from storage.row_reader import read_rows
 from storage.selection import Condition, Selection
 
 ROWS = 600
@@ -35,7 +36,7 @@ def selected(listed: Location, selection: Selection) -> list[int]:
     manifest = read_manifest(listed, selection=selection)
     stored = listed.parent.child("stored")
     stored.replace(manifest.data or b"")
-    uris = manifest.source(stored).read(0, manifest.rows)["uri"].to_pylist()
+    uris = read_rows(manifest.source(stored), 0, manifest.rows)["uri"].to_pylist()
     return [int(uri[1:-4]) for uri in uris]
 
 

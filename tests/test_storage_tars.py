@@ -11,6 +11,7 @@ from storage import tars
 from storage.images import Reading, fetch
 from storage.locations import Location
 from storage.manifests import ManifestError, read_manifest
+from storage.row_reader import read_rows
 
 HOSTILE = ["../../escaped.jpg", "/etc/escaped.jpg", "a/../../b.jpg", "a\x1b[2J\n.jpg", "c:\\d.jpg"]
 
@@ -32,7 +33,7 @@ def test_members_with_names_of_elsewhere_are_rows_and_no_files(tmp_path: Path) -
     manifest = read_manifest(place)
     assert manifest.data is not None
     place.parent.child("stored").create(manifest.data)
-    rows = manifest.source(place.parent.child("stored")).read(0, manifest.rows)
+    rows = read_rows(manifest.source(place.parent.child("stored")), 0, manifest.rows)
     # Those with .. count as hidden, as all names with a leading dot do.
     named = [name for name in HOSTILE if ".." not in name]
     assert rows["image_id"].to_pylist() == [f"s.tar/{name}" for name in named]
