@@ -186,17 +186,43 @@ class Dataset:
         return LoadedRecipients(images, chosen.rows)
 
 
+@dataclass(frozen=True)
+class Explained:
+    """A model, the pictures that it is audited on, and what it makes of them."""
+
+    model: VitClassifier
+    data: Dataset
+    saliency: Tensor
+    predictions: Tensor
+    candidates: Candidates
+
+    @classmethod
+    def of(cls, model: VitClassifier, cells: dict[int, Cell], pictures: int) -> "Explained":
+        """Explain so many pictures of each class."""
+        data = Dataset.of(cells, pictures)
+        explained = [explain(model, part) for part in data.crops.split(BATCH)]
+        predictions = torch.cat([each.logits.argmax(-1) for each in explained])
+        rows, labels, guessed = (
+            np.arange(len(data.labels)),
+            data.labels.numpy(),
+            predictions.numpy(),
+        )
+        return cls(
+            model,
+            data,
+            torch.cat([each.saliency[:, 0] for each in explained]),
+            predictions,
+            Candidates(rows, labels, guessed, guessed == labels, random_order(rows, 0)),
+        )
+
+
 def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> None:
     """Audit a model as jobs/audit.py does, and note what there is to compare, class by class."""
     model = load(folder / str(CLEAN if number == UNSEEN else number))
     cells = cells_of(0 if number == UNSEEN else number)
-    data = Dataset.of(cells, pictures)
-    explained = [explain(model, part) for part in data.crops.split(BATCH)]
-    saliency = torch.cat([each.saliency[:, 0] for each in explained])
-    predictions = torch.cat([each.logits.argmax(-1) for each in explained])
-    rows, labels = np.arange(len(data.labels)), data.labels.numpy()
-    guessed = predictions.numpy()
-    found = Candidates(rows, labels, guessed, guessed == labels, random_order(rows, 0))
+    explained = Explained.of(model, cells, pictures)
+    data, saliency, predictions = explained.data, explained.saliency, explained.predictions
+    found = explained.candidates
     pool = data.recipients(recipients(found))
     lab = Laboratory(model, BATCH)
     examinations, seconds = [], []

@@ -23,11 +23,10 @@ from torch import Tensor
 # The other files of the benchmark lie beside this one.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from planted import BATCH, Dataset, load, sample_of
+from planted import BATCH, Explained, load, sample_of
 
 from benchmarks.planted_cells import HELD_OUT, TEST_PER_CLASS, Cell, cells_of, drawn
 from benchmarks.planted_report import FLAGGED
-from explainer import explain
 from explainer.audit import colours
 from explainer.audit.cues import Cue
 from explainer.audit.evidence import ClassEvidence
@@ -37,7 +36,7 @@ from explainer.audit.overlays import Overlay
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import Trial
 from explainer.audit.verdict import Finding, findings
-from jobs.audit_plan import Candidates, ClassImages, class_images, random_order, recipients
+from jobs.audit_plan import ClassImages, class_images, recipients
 
 out = Console(soft_wrap=True, highlight=False)
 
@@ -68,12 +67,8 @@ def main() -> None:
 def test_model(folder: Path, number: int) -> list[tuple[Known, ClassEvidence]]:
     """The evidence on each plant of a model that took. Targets are numbered over all models."""
     model, cells = load(folder / str(number)), cells_of(number)
-    data = Dataset.of(cells, TEST_PER_CLASS)
-    explained = [explain(model, part) for part in data.crops.split(BATCH)]
-    saliency = torch.cat([each.saliency[:, 0] for each in explained])
-    guessed = torch.cat([each.logits.argmax(-1) for each in explained]).numpy()
-    rows, labels = np.arange(len(data.labels)), data.labels.numpy()
-    candidates = Candidates(rows, labels, guessed, guessed == labels, random_order(rows, 0))
+    explained = Explained.of(model, cells, TEST_PER_CLASS)
+    data, saliency, candidates = explained.data, explained.saliency, explained.candidates
     pool, lab = data.recipients(recipients(candidates)), Laboratory(model, BATCH)
     known = {each.target: each for each in took(folder, number)}
     pairs = []
