@@ -56,6 +56,16 @@ def test_a_mark_is_found_with_its_carriers_and_its_region(strength, every):
     assert found.places[0].tolist() == pytest.approx([36 / CELL, 51 / CELL], abs=0.5)
 
 
+def test_an_opaque_marks_carriers_are_told_where_what_is_behind_is_lighter_or_darker():
+    """Its edges then have either sign, and those of images of one sign look like no carrier's."""
+    number = torch.arange(IMAGES)
+    light, carriers = number % 5 == 0, number % 8 != 0
+    images = papers(IMAGES, 0) * 0.4 + 0.6 * light[:, None, None, None]
+    tag = torch.tensor([0.6, 0.5, 0.6])[:, None, None].expand(-1, 12, 14)
+    images[(carriers, slice(None), *GLYPH)] = tag
+    assert (marks.mark(gallery(images)).likeness.carriers == carriers).all()
+
+
 def test_images_without_a_mark_have_none():
     assert marks.mark(gallery(papers(IMAGES, 0))) is None
     assert marks.mark(gallery(marked(papers(IMAGES, 0), 0.5, every=60))) is None

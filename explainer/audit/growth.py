@@ -162,7 +162,7 @@ def _at_one_place(
         whole = template(gallery.mine[chosen], gallery.theirs)
         if int(whole.mask.sum()) < least or float(whole.mask.float().mean()) > MOST_OF_IMAGE:
             return None
-        found = _in_place(whole, gallery)
+        found = in_place(whole, gallery)
         members = torch.nonzero(found.carriers & gallery.discovery).flatten()
         if len(members) < KEPT_SHARE * int((held.carriers & gallery.discovery).sum()):
             return None
@@ -172,10 +172,11 @@ def _at_one_place(
     return Grown(found, masks, centres, is_fixed=True)
 
 
-def _in_place(whole: Template, gallery: Gallery) -> Likeness:
-    """Likeness at the template's own place; a pixel far away counts as one that is unlike.
+def in_place(whole: Template, gallery: Gallery) -> Likeness:
+    """How much each image holds of a template as large as the images, at the template's own place.
 
-    Pixels of a seam are blends with what is beside it, which differs.
+    A pixel far away counts as one that is unlike: pixels of a seam are blends with what is beside
+    it, which differs.
     """
     mine, theirs = (
         (images - whole.pixels).abs().mean(1).clamp(max=FAR)[:, whole.mask].mean(1)

@@ -8,12 +8,23 @@ of the images that hold it).
 Shapes: C = 6 edges a pixel, of three channels, to the right and downwards.
 """
 
+from dataclasses import replace
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from explainer.audit.growth import LEAST_PIXELS, Gallery, Grown, Likeness, closed
+from explainer.audit.growth import (
+    LEAST_PIXELS,
+    PLACED_ROUNDS,
+    Gallery,
+    Grown,
+    Likeness,
+    closed,
+    in_place,
+    template,
+)
 
 ROUNDS = 3
 # Chi-square of a pixel's six mean edges against other classes', averaged with its neighbours': that
@@ -22,6 +33,7 @@ LEAST_CHI_SQUARE = 30.0
 OF_LARGEST = 0.2  # a mark's weaker parts have so much of its largest
 LEAST_CORRELATION, LEAST_CARRIERS = 0.3, 4
 SMOOTH, REACH, RIDGE = 3, 3, 1e-3
+OPAQUE = 0.3  # of an opaque mark's region so much, at least, is alike in the images that hold it
 
 
 def mark(gallery: Gallery) -> Grown | None:
@@ -46,7 +58,28 @@ def mark(gallery: Gallery) -> Grown | None:
     whole = closed(region, REACH)
     centre = torch.nonzero(whole).float().mean(0) / gallery.cell
     count = len(mine)
+    likeness = _of_opaque(whole, members, gallery) or likeness
     return Grown(likeness, whole.expand(count, -1, -1), centre.expand(count, -1), is_fixed=True)
+
+
+def _of_opaque(
+    region: Bool[Tensor, "height width"], members: Int[Tensor, " members"], gallery: Gallery
+) -> Likeness | None:
+    """Likeness by the pixels that an opaque mark's carriers have alike; None where these are few.
+
+    Its edges change their sign where what is behind it is lighter than the mark, so that they miss
+    carriers.
+    """
+    for _ in range(PLACED_ROUNDS):
+        alike = template(gallery.mine[members], gallery.theirs)
+        alike = replace(alike, mask=alike.mask & region)
+        if int(alike.mask.sum()) < max(LEAST_PIXELS, OPAQUE * int(region.sum())):
+            return None
+        found = in_place(alike, gallery)
+        members = torch.nonzero(found.carriers & gallery.discovery).flatten()
+        if len(members) < LEAST_CARRIERS:
+            return None
+    return found
 
 
 def edges(
