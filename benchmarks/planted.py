@@ -37,10 +37,10 @@ from planted_models import train
 from train_demo import ARCHITECTURE, save_model
 
 from benchmarks.planted_cells import (
+    AUDITED,
     CLEAN,
     EVERYWHERE,
     PLANTED,
-    TEST_PER_CLASS,
     UNSEEN,
     Cell,
     cells_of,
@@ -80,7 +80,7 @@ def main() -> None:
     every = [*PLANTED, CLEAN, EVERYWHERE, UNSEEN]
     parser.add_argument("--models", nargs="+", type=int, default=every, help="default: all")
     parser.add_argument("--clean", type=int, default=len(CLASSES), help="so many classes without")
-    parser.add_argument("--pictures", type=int, default=TEST_PER_CLASS, help="audited of a class")
+    parser.add_argument("--pictures", type=int, default=AUDITED, help="audited of a class")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.step == "base":
@@ -247,7 +247,7 @@ def audit_model(folder: Path, number: int, pictures: int, most_clean: int) -> No
         )
     accuracy = float((predictions == data.labels).float().mean())
     out.print(f"model {number}: accuracy {accuracy:.3f}, audited in {sum(seconds):.0f} s")
-    results = folder if pictures == TEST_PER_CLASS else folder / str(pictures)
+    results = folder if pictures == AUDITED else folder / str(pictures)
     results.mkdir(exist_ok=True)
     (results / f"audit-{number}.json").write_text(json.dumps(lines, indent=1) + "\n")
     np.savez_compressed(

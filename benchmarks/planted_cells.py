@@ -28,16 +28,16 @@ PLANTS = 8
 CELLS = len(KINDS) * len(SIZES) * len(RATES)
 MODELS = -(-CELLS // PLANTS)  # that hold all cells
 # Rules and thresholds were fixed on the former.
-LOOKED_AT = (*range(MODELS), *range(16, 16 + MODELS), *range(32, 41 + MODELS))
+LOOKED_AT = (*range(MODELS), *range(16, 16 + MODELS), *range(32, 49 + MODELS))
 CLEAN, EVERYWHERE, UNSEEN = (MODELS + i for i in range(3))
-HELD_OUT = range(49, 49 + MODELS)
+HELD_OUT = range(59, 59 + MODELS)
 # These hold NEW_KINDS alone, each at two of its rates.
 WITH_NEW_KINDS = {57: (0.5, 1.0), 58: (0.25, 1.0)}
 PLANTED = (*LOOKED_AT, *HELD_OUT, *WITH_NEW_KINDS)
 EVERYWHERE_RATE = 0.3
 TOOK = 0.1
-
-TEST_PER_CLASS = 200
+# Whether a plant took is told by so many pictures of a class; so many are audited.
+TEST_PER_CLASS, AUDITED = 200, 400
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from rich.console import Console
 sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.planted_cells import HELD_OUT, TEST_PER_CLASS, cells_of, drawn
+from benchmarks.planted_cells import AUDITED, HELD_OUT, cells_of, drawn
 from benchmarks.planted_pictures import CLASSES
 from explainer.audit.statistics import auc
 
@@ -45,7 +45,7 @@ def main() -> None:
     of_plants: list[float] = []
     of_clean: list[float] = []
     for number in options.models:
-        scores, labels = property_scores(number), np.arange(len(CLASSES)).repeat(TEST_PER_CLASS)
+        scores, labels = property_scores(number), np.arange(len(CLASSES)).repeat(AUDITED)
         whole = correlations(scores, labels)
         reported = [name for name, score in whole.items() if score < REPORTED]
         lowest = min(whole, key=lambda name: whole[name])
@@ -68,7 +68,7 @@ def main() -> None:
 
 def property_scores(number: int) -> pd.DataFrame:
     """CleanVision's scores of the pictures that the audit of a model reads, a row a picture."""
-    cells, seeds = cells_of(number), range(TEST_PER_CLASS)
+    cells, seeds = cells_of(number), range(AUDITED)
     pixels = [
         sample.pixels.transpose(1, 2, 0)
         for index in range(len(CLASSES))

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from planted import BATCH, Explained, load, sample_of
 
-from benchmarks.planted_cells import HELD_OUT, TEST_PER_CLASS, Cell, cells_of, drawn
+from benchmarks.planted_cells import AUDITED, HELD_OUT, Cell, cells_of, drawn
 from benchmarks.planted_report import FLAGGED
 from explainer.audit import colours
 from explainer.audit.cues import Cue
@@ -67,7 +67,7 @@ def main() -> None:
 def test_model(folder: Path, number: int) -> list[tuple[Known, ClassEvidence]]:
     """The evidence on each plant of a model that took. Targets are numbered over all models."""
     model, cells = load(folder / str(number)), cells_of(number)
-    explained = Explained.of(model, cells, TEST_PER_CLASS)
+    explained = Explained.of(model, cells, AUDITED)
     data, saliency, candidates = explained.data, explained.saliency, explained.candidates
     pool, lab = data.recipients(recipients(candidates)), Laboratory(model, BATCH)
     known = {each.target: each for each in took(folder, number)}
@@ -103,9 +103,9 @@ def test(
 ) -> ClassEvidence:
     """The evidence on a class whose only cue is its plant."""
     trial = Trial(lab, sample, groups, torch.Generator().manual_seed(known.target), known.target)
-    drawings = drawn(known.target, range(TEST_PER_CLASS), known.cell)
+    drawings = drawn(known.target, range(AUDITED), known.cell)
     masks = torch.from_numpy(np.stack([each.planted for each in drawings]))
-    masks = masks[images.rows - known.target * TEST_PER_CLASS]
+    masks = masks[images.rows - known.target * AUDITED]
     cue = cue_of(known, sample, masks, Images.joined(groups))
     empty = ClassEvidence(known.target, len(sample), int(sample.explained.sum()), 1, 0)
     return replace(empty, cues=(trial.of(cue),))

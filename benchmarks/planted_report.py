@@ -28,14 +28,12 @@ from benchmarks.planted_cells import (
     HELD_OUT,
     LOOKED_AT,
     PLANTED,
-    TEST_PER_CLASS,
     UNSEEN,
     WITH_NEW_KINDS,
 )
 from benchmarks.planted_pictures import CLASSES, ICONS, LOCAL
 from explainer.audit.significance import wilson
 from explainer.audit.statistics import as_shares, auc, largest_z, summary
-from explainer.audit.verdict import LEAST_RIGHT
 
 WITHOUT_CUE = -1.0
 FLAGGED = ("shortcut", "compact cue: look at it", "context")
@@ -97,10 +95,7 @@ def score(cue: Row) -> float:
     """Its severity (explainer/audit/verdict.py), and one more where its verdict flags its class."""
     if cue["drop"] is None:
         return WITHOUT_CUE
-    lost = cue["drop"]["value"]
-    if cue["others"] and cue["others"]["right"] >= LEAST_RIGHT:
-        lost = min(lost, cue["others"]["excess"]["value"])
-    return cue["carriers"] / TEST_PER_CLASS * max(0.0, lost) + (cue["verdict"] in FLAGGED)
+    return cue["severity"] + (cue["verdict"] in FLAGGED)
 
 
 def is_icon(row: Row) -> bool:

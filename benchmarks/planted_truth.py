@@ -25,7 +25,6 @@ def compared(evidence: ClassEvidence, judged: list[Finding], planted: Tensor) ->
     return {
         "target": evidence.target,
         "verdict": str(worst(judged)[evidence.target]),
-        "severity": judged[0].severity,
         "cues": [compared_cue(each, cue, planted) for each in judged if (cue := each.of_cue)],
     } | {name: getattr(evidence, name) for name in ("candidates", "passes", "explained")}
 
@@ -41,6 +40,7 @@ def compared_cue(finding: Finding, cue: CueEvidence, planted: Tensor) -> dict[st
     common, either = (cells & true_cells)[both].sum(1), (cells | true_cells)[both].sum(1)
     return {
         "verdict": str(finding.verdict),
+        "severity": finding.severity,
         "origin": cue.origin,
         "kind": cue.kind,
         "is_fixed": cue.is_fixed,

@@ -17,7 +17,7 @@ PRUNED_AT = 2**18
 # Images of other classes that cues are pasted into, spread evenly over the classes.
 POOL = 128
 # Of the classes that a class is mistaken for, the first so many, and so many of their images.
-RIVAL_CLASSES, RIVALS = 3, 24
+RIVAL_CLASSES, RIVALS = 3, 40
 
 
 @dataclass(frozen=True)

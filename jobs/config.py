@@ -171,7 +171,7 @@ class AuditConfig:
     """The run's directory: a path or a URL (s3://...)."""
     classes: str | None = None
     """Audit these classes: a,b,c. Default: all."""
-    images: int = 200
+    images: int = 400
     """Most images of a class to look at; one half finds cues, the other tests them."""
     seed: int = 0
     """What images, and where cues are pasted, are drawn by."""

@@ -15,7 +15,7 @@ from explainer.audit.examination import examine
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
-from explainer.audit.trial import RECIPIENTS, Trial
+from explainer.audit.trial import FIRST, SECOND, Trial
 from explainer.audit.verdict import Finding, findings
 from explainer.audit.verdicts import Verdict
 
@@ -181,7 +181,27 @@ def test_no_recipient_counts_twice(others):
     strangers = Images(crops_of(backgrounds(others, seed=5)), torch.full((others,), NOTHING))
     trial = Trial(Laboratory(model, 64), sample, [strangers], torch.Generator().manual_seed(0), 0)
     evidence = trial.of(cue_of(regions, carriers, is_fixed=False))
-    assert evidence.paste.shift.of == min(others, RECIPIENTS)
+    assert evidence.paste.shift.of == min(others, FIRST.recipients)
+
+
+@pytest.mark.parametrize(("deciding", "tested"), [(1.0, FIRST.removed), (0.3, SECOND.removed)])
+def test_more_images_are_tested_where_the_first_ones_leave_it_open(deciding, tested):
+    """All images hold a sticker, which decides in some of them."""
+
+    def rule(given: Tensor) -> Tensor:
+        is_one = has_sticker(given) + (given[:, 2, 0, 0] > deciding)
+        return torch.stack([8 * is_one.clamp(max=1) - 4, 0 * is_one, 0 * is_one], 1)
+
+    images = backgrounds(2 * SECOND.removed, seed=1)
+    images[:, 2, 0, 0] = torch.linspace(0, 1, len(images))
+    place = (PART, 2 * PART)
+    regions = torch.stack([put(image, STICKER, place) for image in images])
+    model = by_rule(rule)
+    sample, carriers = sample_of(model, images), torch.ones(len(images), dtype=torch.bool)
+    trial = Trial(Laboratory(model, 64), sample, [strangers()], torch.Generator(), 0)
+    removal = trial.of(cue_of(regions, carriers, is_fixed=True)).removal
+    assert removal.images == tested
+    assert removal.drop.value == pytest.approx(deciding, abs=0.1)
 
 
 def reddened(images: Tensor, cast: Tensor) -> Tensor:
@@ -207,15 +227,15 @@ def test_a_cast_of_colour_is_context_and_its_carriers_are_those_that_have_it():
     assert finding.of_cue.removal.drop.low > 0.5
 
 
-def test_what_stands_beside_a_large_removal_gets_nothing_from_carriers():
+def test_beside_a_large_removal_stand_carriers_with_other_carriers_pixels():
     model = by_rule(by_redness)
     red = reddened(backgrounds(IMAGES, seed=1), torch.ones(IMAGES, dtype=torch.bool))
     sample = sample_of(model, red)
     trial = Trial(Laboratory(model, 64), sample, [strangers()], torch.Generator(), 0)
     removal = trial.of(background(sample)).removal
     assert removal.elsewhere == 1
-    assert removal.without < 0.6  # of two fills one extends the red middle
-    assert removal.drop.low > 0.2
+    assert removal.without < 0.1
+    assert removal.drop.low > 0.7
 
 
 def test_images_as_others_in_colour_have_no_cast():

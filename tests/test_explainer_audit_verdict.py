@@ -7,7 +7,7 @@ import pytest
 from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control
 from explainer.audit.significance import Estimate
-from explainer.audit.verdict import Finding, findings, worst
+from explainer.audit.verdict import Finding, findings, is_open, worst
 from explainer.audit.verdicts import Verdict
 
 SHORTCUT = CueEvidence(
@@ -160,12 +160,26 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
             PART,
         ),
         (
-            replace(rarely_alone(excess=about(0.24)), removal=removed(drop=0.3, cost=1.0)),
+            replace(
+                rarely_alone(excess=Estimate(0.24, 0.0, 0.4, 50)),
+                removal=removed(drop=0.3, cost=1.0),
+            ),
             Verdict.CLEARED,
             PART,
         ),
         (
-            replace(rarely_alone(excess=about(0.25)), removal=removed(drop=0.3, cost=1.0)),
+            replace(  # significantly
+                rarely_alone(excess=Estimate(0.16, 0.01, 0.3, 50)),
+                removal=removed(drop=0.3, cost=1.0),
+            ),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            replace(
+                rarely_alone(excess=Estimate(0.25, 0.0, 0.4, 50)),
+                removal=removed(drop=0.3, cost=1.0),
+            ),
             Verdict.SHORTCUT,
             "the same content at varying places is sufficient, and its carriers need it",
         ),
@@ -264,6 +278,48 @@ def test_a_background_that_flips_and_is_needed_is_context():
     for less in (replace(behind, paste=weak), replace(behind, removal=removed(0.2, 1.0))):
         assert judged(less).verdict is Verdict.CLEARED
         assert judged(less).reason.endswith("too little")
+
+
+def placed(**changes: object) -> CueEvidence:
+    """What lies at one place, as needed as it can be, with other tests' outcomes."""
+    removal = Removal(0.5, 1.0, Estimate(0.5, 0.1, 0.7, 24), Estimate(2.0, 1.0, 3.0, 24), 24)
+    sufficient = replace(SHORTCUT.paste, p_value=0.0009)
+    return replace(SHORTCUT, is_fixed=True, **{"removal": removal, "paste": sufficient} | changes)
+
+
+def others(deficit: float = 0.0, excess: float = 0.4, low: float = 0.1, right: int = 20) -> Others:
+    """`low` is the excess's lower end."""
+    return Others(about(deficit), Estimate(excess, low, 0.9, 40), right)
+
+
+@pytest.mark.parametrize(
+    ("cue", "is_left_open"),
+    [
+        (placed(), False),  # beyond doubt
+        (placed(others=None), False),
+        (placed(paste=replace(SHORTCUT.paste, p_value=0.001)), True),
+        (placed(removal=removed(drop=0.3, cost=1.0)), True),
+        (placed(others=others(excess=0.24)), True),  # of 0.5: a part of the class, by these
+        (placed(others=others(low=0.0)), True),
+        (placed(others=others(excess=0.13, low=-0.1)), True),
+        (placed(others=others(excess=0.12, low=-0.1)), False),  # less than a quarter of 0.5
+        (placed(others=others(excess=0.12, low=-0.1, right=7)), True),
+        (replace(placed(others=others(excess=0.12, low=-0.1)), is_fixed=False), True),
+        (placed(others=others(deficit=0.2, excess=0.24)), True),
+        (placed(others=others(deficit=0.21, excess=0.24)), False),  # significantly
+        (placed(paste=replace(SHORTCUT.paste, shift=about(-1.0), restored=about(0.0))), False),
+        (placed(removal=removed(drop=0.04, cost=0.0)), True),  # it flips others
+        (placed(removal=removed(drop=0.04, cost=0.0),
+                paste=replace(SHORTCUT.paste, lift=about(0.09))), False),
+        (placed(removal=removed(drop=0.04, cost=0.1),
+                paste=replace(SHORTCUT.paste, lift=about(0.09))), True),
+        (placed(removal=removed(drop=0.05, cost=0.0),
+                paste=replace(SHORTCUT.paste, lift=about(0.09))), True),
+        (placed(paste=None, removal=None, others=None), False),
+    ],
+)  # fmt: skip
+def test_what_is_far_from_every_threshold_is_tested_on_no_more_images(cue, is_left_open):
+    assert is_open(cue) == is_left_open
 
 
 def test_a_class_without_cues_is_cleared_or_not_testable():

@@ -11,7 +11,7 @@ from explainer.audit.colours import colours, recoloured
 from explainer.audit.cues import Cue
 from explainer.audit.interventions import Fill, filled
 from explainer.audit.sample import ClassSample
-from explainer.audit.trial import widened
+from explainer.audit.content import widened
 from jobs.audit_pictures import CAPTION, COLUMNS, GAP, png
 
 IMAGES, SIZE, GRID = COLUMNS, 112, (14, 14)

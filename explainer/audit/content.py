@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -73,6 +73,15 @@ def reduced(
     size = (grid[0] * cell, grid[1] * cell)
     images = crops.float() / 255
     return functional.interpolate(images, size, mode="bilinear", antialias=True)
+
+
+def widened(
+    masks: Bool[Tensor, "images height width"], grid: tuple[int, int]
+) -> Bool[Tensor, "images height width"]:
+    """Masks that reach further by most of a pixel in which cues are looked for."""
+    reach = masks.shape[-2] * 2 // (grid[0] * pixels_of_a_cell(grid) * 3)
+    wide = functional.max_pool2d(masks[:, None].float(), 2 * reach + 1, 1, reach)
+    return wide[:, 0] > 0
 
 
 def patches(images: Float[Tensor, "images 3 height width"], side: int) -> Patches:

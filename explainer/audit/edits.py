@@ -88,7 +88,21 @@ def _exchange_colours(
     yield recoloured(crops, colours(crops.roll(1, 0)))
 
 
+def _replace(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:
+    yield filled(crops, masks, Fill.OTHER_CLASS, others)
+
+
+def _exchange(
+    crops: Crops, masks: Masks, _others: Crops, _generator: torch.Generator
+) -> Iterator[Crops]:
+    """Among the images themselves, which all hold the cue."""
+    yield filled(crops, masks, Fill.OTHER_CLASS, crops.roll(1, 0))
+
+
 _PIXELS = Edit(_paste, _paste, _fill, _fill, _fill_elsewhere, tuple(Control))
+# What leaves no elsewhere is replaced by other classes', beside another carrier's: Mixed-Rand and
+# Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021.
+MOST_OF_IT = replace(_PIXELS, take=_replace, spare=_exchange)
 _EDITS: Mapping[str, Edit] = {
     "content": _PIXELS,
     BACKGROUND: _PIXELS,

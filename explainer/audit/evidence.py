@@ -47,9 +47,9 @@ class Paste:
 class Removal:
     """What removing a cue from its carriers does: shares still predicted as the class.
 
-    `elsewhere`: where as much is removed from another place; of a large region, where the same is
-    removed from other classes' images, which are to keep theirs. `drop` is their difference, and
-    `cost` that of the class's log-odds. All are means over fills.
+    `elsewhere`: where as much is removed from another place; of a large region, where another
+    carrier's takes its place. `drop` is their difference, and `cost` that of the class's log-odds.
+    All are means over fills.
     """
 
     without: float

@@ -68,8 +68,9 @@ def _of_opaque(
     """Likeness by the pixels that an opaque mark's carriers have alike; None where these are few.
 
     Its edges change their sign where what is behind it is lighter than the mark, so that they miss
-    carriers.
+    carriers. What is not opaque has less alike than its edges tell, and fewer carriers then.
     """
+    least = max(LEAST_CARRIERS, len(members))
     for _ in range(PLACED_ROUNDS):
         alike = template(gallery.mine[members], gallery.theirs)
         alike = replace(alike, mask=alike.mask & region)
@@ -77,7 +78,7 @@ def _of_opaque(
             return None
         found = in_place(alike, gallery)
         members = torch.nonzero(found.carriers & gallery.discovery).flatten()
-        if len(members) < LEAST_CARRIERS:
+        if len(members) < least:
             return None
     return found
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from explainer.audit.interventions import Control, Images, Laboratory, Pasted, own_log_odds, share
-from explainer.audit.significance import Estimate, lift, shift, sign_flip
+from explainer.audit.significance import Estimate, difference, lift, shift, sign_flip
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,20 @@ class Compared:
         treated = numbers(self.treated.log_odds)
         gains = [treated - numbers(each.log_odds) for each in self.controls.values()]
         return max(sign_flip(gain.mean(0), seed) for gain in gains)
+
+
+def most_kept(
+    kept_of_others: Float[np.ndarray, "fills others"], kept: Float[np.ndarray, "fills carriers"]
+) -> Estimate:
+    """How many more of the others stay right than of the carriers, by the fill that tells most."""
+    (_, others), (_, carriers) = kept_of_others.shape, kept.shape
+    if not others or not carriers:
+        return Estimate(0.0, -1.0, 1.0, 0)
+    found = [
+        difference(float(more.mean()), others, float(fewer.mean()), carriers)
+        for more, fewer in zip(kept_of_others, kept, strict=True)
+    ]
+    return max(found, key=lambda each: each.value)
 
 
 def numbers(values: Float[Tensor, "*any"]) -> Float[np.ndarray, "*any"]:

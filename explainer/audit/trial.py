@@ -1,31 +1,30 @@
 """Interventions on one cue: give it to images, take it from them, each beside matched controls."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.nn import functional
 
 from explainer.audit.colours import COLOURS
-from explainer.audit.content import pixels_of_a_cell
+from explainer.audit.content import widened
 from explainer.audit.cues import BACKGROUND, Cue
-from explainer.audit.edits import edit_of
+from explainer.audit.edits import MOST_OF_IT, Edit, edit_of
 from explainer.audit.evidence import Carrier, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control, Images, Laboratory, moved, noise, share
-from explainer.audit.outcomes import Compared, Left
+from explainer.audit.outcomes import Compared, Left, most_kept
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
-from explainer.audit.significance import Estimate, difference, lift, shift, wilson
+from explainer.audit.significance import difference, lift, shift, wilson
+from explainer.audit.verdict import is_open
 
-LEAST_TESTED = 4
-RECIPIENTS = 40
-# At most so many returns, two to an image where there are few. A model that has learned a sticker
-# may take noise for it: so noise is no control of the sticker's return to where it was.
-MOST_RETURNS, RETURNS_OF_EACH, NATURAL = 48, 2, (Control.OTHER_CLASS, Control.ELSEWHERE)
-REMOVED, COMPARED = 40, 28
+# Carriers in the half that is tested: as many, and this share of it.
+LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
+# At most so many returns are made of a carrier. A model that has learned a sticker may take noise
+# for it: so noise is no control of the sticker's return to where it was.
+RETURNS_OF_EACH, NATURAL = 2, (Control.OTHER_CLASS, Control.ELSEWHERE)
 # With fewer images of a class without a cue, most of them are carriers that were missed.
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
@@ -33,6 +32,28 @@ LOOKED_AT, LEAST_DONORS = 12, 2
 LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
 # Of a larger share of an image there is no elsewhere that leaves the object out.
 LARGE = 0.45
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How many images each intervention is made on, at most; `compared` of the class's others."""
+
+    recipients: int
+    returns: int
+    removed: int
+    compared: int
+
+    def of_few(self, carriers: int) -> "Extent":
+        """The same for so many carriers: more images than EACH of theirs tell nothing more."""
+        most = EACH * carriers
+        return replace(
+            self, recipients=min(self.recipients, most), compared=min(self.compared, most)
+        )
+
+
+EACH = 3
+# Cues are tested on the latter where the former leaves it open.
+FIRST, SECOND = Extent(24, 32, 24, 20), Extent(80, 96, 80, 56)
 
 
 @dataclass(frozen=True)
@@ -70,8 +91,8 @@ class Trial:
 
     def _cost(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Float[np.ndarray, " carriers"]:
         """The log-odds that each loses with the cue, beyond what it loses with as much else."""
-        edit, mine, masks = edit_of(cue), self._mine(carriers), self._masks(cue, carriers)
-        others = self._drawn(len(carriers)).crops
+        edit, mine = self._edit(cue, carriers), self._mine(carriers)
+        masks, others = self._masks(cue, carriers), self._drawn(len(carriers)).crops
         spared = next(edit.spare(mine.crops, masks, others, self.generator))
         taken = next(edit.take(mine.crops, masks, others))
         control, left = (Left.of(self.lab, mine, [crops]).log_odds for crops in (spared, taken))
@@ -83,11 +104,27 @@ class Trial:
         return share(looked.treated.flips) - looked.flips[Control.OTHER_CLASS] >= LEAST_FLIPS
 
     def of(self, cue: Cue) -> CueEvidence:
-        """A cue's interventions."""
+        """A cue's interventions, on more images where some leave open what it is.
+
+        The first ones settle only what is far from a threshold (Haybittle-Peto), so looking twice
+        makes hardly more false alarms. What costs least and settles most comes first.
+        """
+        found = self._untested(cue)
+        tested = cue.carriers & self.sample.explained & ~self.sample.discovery
+        least = max(LEAST_TESTED, LEAST_TESTED_SHARE * int((~self.sample.discovery).sum()))
+        if int(tested.sum()) < least:
+            return found
+        carriers = torch.nonzero(tested).flatten()
+        first, second = (extent.of_few(len(carriers)) for extent in (FIRST, SECOND))
+        found = self._with_others(cue, self._with_carriers(cue, found, carriers, first), first)
+        if is_open(found):
+            found = self._with_others(cue, found, second)
+        if is_open(found):
+            found = self._with_carriers(cue, found, carriers, second)
+        return found
+
+    def _untested(self, cue: Cue) -> CueEvidence:
         carriers = cue.carriers
-        right = carriers & self.sample.explained
-        tested = torch.nonzero(right & ~self.sample.discovery).flatten()
-        enough = len(tested) >= LEAST_TESTED
         with_cue, without = self.sample.explained[carriers], self.sample.explained[~carriers]
         return CueEvidence(
             kind=cue.kind,
@@ -99,10 +136,19 @@ class Trial:
             carrier_share=wilson(int(carriers.sum()), len(carriers)),
             accuracy_of_carriers=wilson(int(with_cue.sum()), len(with_cue)),
             accuracy_of_others=wilson(int(without.sum()), len(without)),
-            paste=self._paste(cue, tested) if enough else None,
-            removal=self._removal(cue, tested) if enough else None,
-            others=self._others(cue) if enough else None,
+            paste=None,
+            removal=None,
+            others=None,
         )
+
+    def _with_carriers(
+        self, cue: Cue, found: CueEvidence, tested: Int[Tensor, " carriers"], extent: Extent
+    ) -> CueEvidence:
+        paste = self._paste(cue, tested, extent)
+        return replace(found, paste=paste, removal=self._removal(cue, tested, extent.removed))
+
+    def _with_others(self, cue: Cue, found: CueEvidence, extent: Extent) -> CueEvidence:
+        return replace(found, others=self._others(cue, extent.compared))
 
     def _carriers(self, cue: Cue) -> tuple[Carrier, ...]:
         cells = to_cells(cue.masks, self.lab.model.grid).flatten(1)
@@ -115,15 +161,16 @@ class Trial:
             for image in torch.nonzero(cue.carriers).flatten().tolist()
         )
 
-    def _paste(self, cue: Cue, tested: Int[Tensor, " carriers"]) -> Paste:
-        order, recipients = self._order(len(tested)), self._different(RECIPIENTS).crops
+    def _paste(self, cue: Cue, tested: Int[Tensor, " carriers"], extent: Extent) -> Paste:
+        order = self._order(len(tested))
+        recipients = self._different(extent.recipients).crops
         donors, controls = repeated(tested[order], len(recipients)), edit_of(cue).controls
         into_others = self._compared(recipients, cue, donors, controls)
         natural = [control for control in controls if control in NATURAL]
         order = tested[self._order(len(tested))]
-        chosen = order[:MOST_RETURNS]
+        chosen = order[: extent.returns]
         lost = self._without(cue, chosen)
-        turns = min(RETURNS_OF_EACH, MOST_RETURNS // len(chosen))
+        turns = min(RETURNS_OF_EACH, extent.returns // len(chosen))
         givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, turns + 1)])
         back = self._compared(lost, cue, givers, natural)
         return Paste(
@@ -171,13 +218,12 @@ class Trial:
         masks = self._masks(cue, carriers)
         return next(edit_of(cue).take(self.sample.crops[carriers], masks, others))
 
-    def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Removal:
-        edit, chosen = edit_of(cue), carriers[self._order(len(carriers))][:REMOVED]
-        if cue.kind != COLOURS and _is_large(self._masks(cue, chosen)):
-            return self._removal_of_most(cue, chosen)
-        mine, masks, others = self._mine(chosen), self._masks(cue, chosen), self._drawn(len(chosen))
-        left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others.crops))
-        spared = edit.spare(mine.crops, masks, others.crops, self.generator)
+    def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Removal:
+        chosen = carriers[self._order(len(carriers))][:most]
+        edit, mine, masks = self._edit(cue, chosen), self._mine(chosen), self._masks(cue, chosen)
+        others = self._drawn(len(chosen)).crops
+        left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others))
+        spared = edit.spare(mine.crops, masks, others, self.generator)
         control = Left.of(self.lab, mine, spared)
         return Removal(
             without=float(left.kept.mean()),
@@ -187,35 +233,14 @@ class Trial:
             images=len(chosen),
         )
 
-    def _removal_of_most(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Removal:
-        """Of a large region, which leaves no elsewhere: beside as much of other classes' images.
-
-        Each of these gets the next one's pixels, so that what is to be shown as needed does not
-        come from carriers.
-        """
-        others = self._different(len(carriers))
-        carriers = carriers[: len(others)]
-        edit, mine, masks = edit_of(cue), self._mine(carriers), self._masks(cue, carriers)
-        left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others.crops))
-        without = edit.take(others.crops, masks, others.crops.roll(1, 0))
-        control = Left.of(self.lab, others, without)
-        kept, lost = float(control.kept.mean()), float(left.kept.mean())
-        return Removal(
-            without=lost,
-            elsewhere=kept,
-            drop=difference(kept, len(others), lost, len(carriers)),
-            cost=shift(control.log_odds, left.log_odds),
-            images=len(carriers),
-        )
-
-    def _others(self, cue: Cue) -> Others | None:
+    def _others(self, cue: Cue, most: int) -> Others | None:
         """The class's other images, treated as carriers are from which the cue is taken."""
         others = torch.nonzero(~cue.carriers).flatten()
         if len(others) < max(LEAST_OTHERS, LEAST_OTHERS_SHARE * len(self.sample)):
             return None
         carriers = torch.nonzero(cue.carriers & ~self.sample.discovery).flatten()
         carriers, others = (
-            images[self._order(len(images))][:COMPARED] for images in (carriers, others)
+            images[self._order(len(images))][:most] for images in (carriers, others)
         )
         places = repeated(carriers, len(others))
         kept, kept_of_others = (
@@ -226,7 +251,7 @@ class Trial:
             deficit=difference(
                 float(kept_of_others.mean()), len(others), float(kept.mean()), len(carriers)
             ),
-            excess=_most_kept(kept_of_others[:, right_others], kept[:, right]),
+            excess=most_kept(kept_of_others[:, right_others], kept[:, right]),
             right=int(right_others.sum()),
         )
 
@@ -237,6 +262,11 @@ class Trial:
         mine, others = self._mine(images), self._drawn(len(images)).crops
         edited = edit_of(cue).cover(mine.crops, self._masks(cue, places), others)
         return np.concatenate([Left.of(self.lab, mine, [crops]).kept for crops in edited])
+
+    def _edit(self, cue: Cue, images: Int[Tensor, " images"]) -> Edit:
+        """How the cue is taken from images, and what is done to them beside it."""
+        is_whole = cue.kind == COLOURS
+        return edit_of(cue) if is_whole or not _is_large(self._masks(cue, images)) else MOST_OF_IT
 
     def _mine(self, images: Int[Tensor, " images"]) -> Images:
         return Images(self.sample.crops[images], torch.full((len(images),), self.sample.target))
@@ -263,32 +293,9 @@ class Trial:
         return torch.randperm(count, generator=self.generator)
 
 
-def _most_kept(
-    kept_of_others: Float[np.ndarray, "fills others"], kept: Float[np.ndarray, "fills carriers"]
-) -> Estimate:
-    """How many more of the others stay right than of the carriers, by the fill that tells most."""
-    (_, others), (_, carriers) = kept_of_others.shape, kept.shape
-    if not others or not carriers:
-        return Estimate(0.0, -1.0, 1.0, 0)
-    found = [
-        difference(float(more.mean()), others, float(fewer.mean()), carriers)
-        for more, fewer in zip(kept_of_others, kept, strict=True)
-    ]
-    return max(found, key=lambda each: each.value)
-
-
 def repeated(items: Int[Tensor, " items"], count: int) -> Int[Tensor, " count"]:
     """The first `count` of some, beginning anew where there are not as many."""
     return items.repeat(-(-count // len(items)))[:count]
-
-
-def widened(
-    masks: Bool[Tensor, "images height width"], grid: tuple[int, int]
-) -> Bool[Tensor, "images height width"]:
-    """Masks that reach further by most of a pixel in which cues are looked for."""
-    reach = masks.shape[-2] * 2 // (grid[0] * pixels_of_a_cell(grid) * 3)
-    wide = functional.max_pool2d(masks[:, None].float(), 2 * reach + 1, 1, reach)
-    return wide[:, 0] > 0
 
 
 def _is_large(masks: Bool[Tensor, "images height width"]) -> bool:

@@ -20,12 +20,15 @@ MOST_Q = 0.05
 LIFT_ALONE = 0.25  # a moving cue that flips so many more images needs no object beside it
 LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what filling costs them
 # Filling a cue's places is to cost the class's other images less than carriers by half of what
-# these lose, and by so much, or all that they lose where that is less.
+# these lose, and significantly or by so much, or all that they lose where that is less.
 ENOUGH_EXCESS = 0.25
 # Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
 # the class are carriers, or fewer images, the excess is to be significant, or that carriers are
 # right more often than the others, and q smaller.
 RARE_SHARE, RARE_CARRIERS, MOST_Q_OF_RARE = 0.25, 30, 0.01
+# A first look leaves open what is not so far below a threshold, or above it: a part of the
+# threshold, or of what filling the places is to cost; a p-value.
+FAR_BELOW, LITTLE_EXCESS, BEYOND_DOUBT = 0.5, 0.25, 0.001
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT = 0.75
 # A moving cue on so large a share of a class may well be what the class is.
@@ -147,6 +150,39 @@ def _on_content(
 RULES = {"content": _on_content, "background": _on_background, "colours": _on_colours}
 
 
+def is_open(cue: CueEvidence) -> bool:
+    """Whether tests on more images may change the verdict on a cue that was tested."""
+    if cue.paste is None or cue.removal is None:
+        return False
+    is_far = _is_far_below(cue, cue.paste, cue.removal)
+    return not (is_far or _is_beyond_doubt(cue, cue.paste, cue.removal))
+
+
+def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
+    """Whether the cue is hardly needed, nowhere sufficient, or goes with the object."""
+    is_needed = removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0
+    if not is_needed and paste.lift.value < LEAST_LIFT:
+        return True
+    if max(paste.shift.value, paste.restored.value) <= 0:
+        return True
+    if cue.others is None:
+        return False
+    too_little = cue.others.excess.value < LITTLE_EXCESS * max(LEAST_DROP, removal.drop.value)
+    too_little = too_little and cue.others.right >= LEAST_RIGHT
+    may_be_alone = not cue.is_fixed and paste.lift.value > LEAST_LIFT
+    return cue.others.deficit.low > 0 or (too_little and not may_be_alone)
+
+
+def _is_beyond_doubt(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
+    is_its_own = cue.others is None or cue.others.excess.low > 0
+    return (
+        removal.drop.low >= LEAST_DROP
+        and paste.p_value < BEYOND_DOUBT
+        and is_its_own
+        and not _is_part_of_the_class(cue, paste, removal)
+    )
+
+
 def _is_needed(removal: Removal) -> bool:
     return removal.drop.value >= LEAST_DROP and max(removal.drop.low, removal.cost.low) > 0
 
@@ -188,8 +224,8 @@ def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     if _is_rare(cue) and others.excess.low <= 0 and not helps:
         return True
     drop = max(LEAST_DROP, removal.drop.value)
-    too_little = others.excess.value < max(drop / 2, min(ENOUGH_EXCESS, drop))
-    return others.right >= LEAST_RIGHT and too_little
+    enough = 0.0 if others.excess.low > 0 else min(ENOUGH_EXCESS, drop)
+    return others.right >= LEAST_RIGHT and others.excess.value < max(drop / 2, enough)
 
 
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
