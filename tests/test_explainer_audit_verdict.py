@@ -155,6 +155,22 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
             "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
+            replace(
+                with_others(deficit=Estimate(0.16, -0.1, 0.6, 100)),
+                removal=removed(drop=0.15, cost=1.0),
+            ),
+            Verdict.CLEARED,
+            PART,
+        ),
+        (
+            replace(
+                with_others(deficit=Estimate(0.15, -0.1, 0.6, 100)),
+                removal=removed(drop=0.15, cost=1.0),
+            ),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
             rarely_alone(excess=about(0.24)),  # carriers lose 0.5
             Verdict.CLEARED,
             PART,

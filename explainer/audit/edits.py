@@ -45,6 +45,15 @@ def edit_of(cue: Cue) -> Edit:
     return _EDITS[cue.kind] if cue.overlay is None else _over(cue.overlay)
 
 
+def beside_carriers(edit: Edit) -> Edit:
+    """The edit of what leaves no elsewhere: other classes' pixels beside another carrier's.
+
+    These are Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. What is taken
+    off alone is so still.
+    """
+    return replace(edit, spare=_exchange, take=_replace if edit is _PIXELS else edit.take)
+
+
 def _over(overlay: Overlay) -> Edit:
     def give(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
         del donors  # all of which hold the same
@@ -100,9 +109,6 @@ def _exchange(
 
 
 _PIXELS = Edit(_paste, _paste, _fill, _fill, _fill_elsewhere, tuple(Control))
-# What leaves no elsewhere is replaced by other classes', beside another carrier's: Mixed-Rand and
-# Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021.
-MOST_OF_IT = replace(_PIXELS, take=_replace, spare=_exchange)
 _EDITS: Mapping[str, Edit] = {
     "content": _PIXELS,
     BACKGROUND: _PIXELS,

@@ -20,6 +20,8 @@ from explainer.reference import log_odds
 
 PLACES = 8
 MIRRORS = ((0,), (1,), (0, 1))
+# Around a larger share of an image, and over it, there is no elsewhere that leaves the object out.
+LARGE = 0.45
 # Less of a reduced pixel than this is no pixel to extend.
 LEAST_KNOWN = 0.3
 
@@ -155,6 +157,18 @@ def _extended(
 
 def _halved(values: Tensor) -> Tensor:
     return functional.avg_pool2d(values, 2, ceil_mode=True, count_include_pad=False)
+
+
+def have_elsewhere(masks: Bool[Tensor, "images height width"]) -> bool:
+    """Whether most of the masks leave a place that is as large: not what surrounds an image."""
+    return share(torch.stack([_has_elsewhere(mask) for mask in masks])) >= 0.5
+
+
+def _has_elsewhere(mask: Bool[Tensor, "height width"]) -> Bool[Tensor, ""]:
+    down, across = (torch.nonzero(mask.any(axis)).flatten() for axis in (1, 0))
+    box = len(down) and int(down[-1] - down[0] + 1) * int(across[-1] - across[0] + 1)
+    is_away = any(not (mask.flip(axes) & mask).any() for axes in MIRRORS)
+    return torch.tensor(is_away or box <= LARGE * mask.numel())
 
 
 def moved(

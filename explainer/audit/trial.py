@@ -11,9 +11,17 @@ from torch import Tensor
 from explainer.audit.colours import COLOURS
 from explainer.audit.content import widened
 from explainer.audit.cues import BACKGROUND, Cue
-from explainer.audit.edits import MOST_OF_IT, Edit, edit_of
+from explainer.audit.edits import Edit, beside_carriers, edit_of
 from explainer.audit.evidence import Carrier, CueEvidence, Others, Paste, Removal
-from explainer.audit.interventions import Control, Images, Laboratory, moved, noise, share
+from explainer.audit.interventions import (
+    Control,
+    Images,
+    Laboratory,
+    have_elsewhere,
+    moved,
+    noise,
+    share,
+)
 from explainer.audit.outcomes import Compared, Left, most_kept
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
@@ -30,8 +38,6 @@ LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
 LOOKED_AT, LEAST_DONORS = 12, 2
 LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
-# Of a larger share of an image there is no elsewhere that leaves the object out.
-LARGE = 0.45
 
 
 @dataclass(frozen=True)
@@ -192,13 +198,13 @@ class Trial:
     ) -> Compared:
         """The donors' cues in the recipients, round by round, and controls in their places.
 
-        In a large region's elsewhere the object is, so that is none.
+        Elsewhere is none of them where the masks leave none.
         """
         crops, masks = self.sample.crops[donors], self._masks(cue, donors)
         sources = {Control.OTHER_CLASS: (self._drawn(len(donors)).crops, masks)}
         if Control.NOISE in controls:
             sources[Control.NOISE] = (noise(crops, self.generator), masks)
-        if Control.ELSEWHERE in controls and not _is_large(masks):
+        if Control.ELSEWHERE in controls and have_elsewhere(masks):
             sources[Control.ELSEWHERE] = (crops, moved(masks, self.generator))
         edit, target = edit_of(cue), self.sample.target
         return Compared(
@@ -265,8 +271,9 @@ class Trial:
 
     def _edit(self, cue: Cue, images: Int[Tensor, " images"]) -> Edit:
         """How the cue is taken from images, and what is done to them beside it."""
-        is_whole = cue.kind == COLOURS
-        return edit_of(cue) if is_whole or not _is_large(self._masks(cue, images)) else MOST_OF_IT
+        if cue.kind == COLOURS or have_elsewhere(self._masks(cue, images)):
+            return edit_of(cue)
+        return beside_carriers(edit_of(cue))
 
     def _mine(self, images: Int[Tensor, " images"]) -> Images:
         return Images(self.sample.crops[images], torch.full((len(images),), self.sample.target))
@@ -296,7 +303,3 @@ class Trial:
 def repeated(items: Int[Tensor, " items"], count: int) -> Int[Tensor, " count"]:
     """The first `count` of some, beginning anew where there are not as many."""
     return items.repeat(-(-count // len(items)))[:count]
-
-
-def _is_large(masks: Bool[Tensor, "images height width"]) -> bool:
-    return share(masks) > LARGE

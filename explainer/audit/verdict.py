@@ -30,7 +30,7 @@ RARE_SHARE, RARE_CARRIERS, MOST_Q_OF_RARE = 0.25, 30, 0.01
 # threshold, or of what filling the places is to cost; a p-value.
 FAR_BELOW, LITTLE_EXCESS, BEYOND_DOUBT = 0.5, 0.25, 0.001
 # Carriers that are less right than the others by so much of what they lost have lost an object.
-OBJECT_DEFICIT = 0.75
+OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
 # A moving cue on so large a share of a class may well be what the class is.
 OBJECT_SHARE = 0.9
 
@@ -210,7 +210,7 @@ def _is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> b
     lost = cue.accuracy_of_carriers.value * removal.drop.value
     return (
         others.deficit.low > 0
-        or others.deficit.value > max(LEAST_DROP, OBJECT_DEFICIT * lost)
+        or others.deficit.value > max(LEAST_DEFICIT, OBJECT_DEFICIT * lost)
         or (_lose_as_much(cue, others, removal) and not _is_alone(cue, paste, removal))
     )
 
