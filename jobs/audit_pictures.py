@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from explainer.audit.content import widened
 from explainer.audit.cues import Cue
-from explainer.audit.edits import edit_of
+from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.sample import ClassSample
-from explainer.audit.trial import widened
 
 COLUMNS, GAP, CAPTION = 6, 4, 16
 LEAST_SIDE = 112
@@ -26,9 +26,9 @@ def png(sample: ClassSample, cue: Cue, recipients: Tensor) -> bytes:
     carriers = torch.nonzero(cue.carriers).flatten()[:COLUMNS]
     crops, masks = sample.crops[carriers], cue.masks[carriers]
     others = recipients[torch.linspace(0, len(recipients) - 1, len(carriers)).long()]
-    edit, regions = edit_of(cue), widened(masks, sample.grid)
-    without = next(edit.take(crops, regions, others))
-    pasted = next(edit.give(others, crops, regions))
+    regions = widened(masks, sample.grid)
+    without = next(removal_of(cue, regions).take(crops, regions, others))
+    pasted = next(edit_of(cue).give(others, crops, regions))
     rows = [
         (
             "carriers, the cue outlined",

@@ -12,7 +12,7 @@ from explainer import VitClassifier, load_model
 from explainer.audit import colours
 from explainer.audit.cues import Cue, background
 from explainer.audit.examination import examine
-from explainer.audit.interventions import Images, Laboratory
+from explainer.audit.interventions import Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import FIRST, SECOND, Trial
@@ -252,3 +252,31 @@ def test_recoloured_images_have_the_colours_that_were_asked_for():
     got = colours.colours(colours.recoloured(crops, colours.colours(others)))
     assert (got - colours.colours(others)).abs().max() <= 0.01
     assert colours.recoloured(crops, colours.colours(crops)).equal(crops)
+
+
+def boxed(top: int, left: int, height: int, width: int, hole: int = 0) -> Tensor:
+    """A box, or a frame as wide as half of what `hole` leaves of it."""
+    mask = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    mask[top : top + height, left : left + width] = True
+    edge = (SIZE - hole) // 2
+    mask[edge : edge + hole, edge : edge + hole] = False
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("mask", "has_one"),
+    [
+        (boxed(0, 0, 20, 20), True),
+        (boxed(0, 0, SIZE, SIZE // 2), True),  # half an image, of which the other half is left
+        (boxed(30, 30, 36, 36), True),  # in the middle; it can be shifted
+        (boxed(14, 14, 68, 68), False),
+        (boxed(0, 0, SIZE, SIZE, hole=80), False),  # a frame: shifted, it crosses the object
+        (boxed(0, 0, SIZE, SIZE), False),
+        (torch.zeros(SIZE, SIZE, dtype=torch.bool), True),
+    ],
+)
+def test_what_surrounds_an_image_leaves_no_elsewhere(mask, has_one):
+    assert have_elsewhere(mask[None]) == has_one
+    corner = boxed(0, 0, 20, 20)
+    assert have_elsewhere(torch.stack([mask, corner]))  # most of them
+    assert have_elsewhere(torch.stack([mask, mask, corner])) == has_one

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from explainer.audit.colours import colours, recoloured
+from explainer.audit.content import widened
 from explainer.audit.cues import Cue
 from explainer.audit.interventions import Fill, filled
 from explainer.audit.sample import ClassSample
-from explainer.audit.content import widened
 from jobs.audit_pictures import CAPTION, COLUMNS, GAP, png
 
 IMAGES, SIZE, GRID = COLUMNS, 112, (14, 14)
@@ -27,7 +27,7 @@ def pictures(file: bytes) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("kind", ["content", "colours"])
+@pytest.mark.parametrize("kind", ["content", "background", "colours"])
 def test_the_rows_are_what_the_trial_takes_and_gives(kind):
     generator = torch.Generator().manual_seed(0)
     shape = (IMAGES, 3, SIZE, SIZE)
@@ -38,6 +38,8 @@ def test_the_rows_are_what_the_trial_takes_and_gives(kind):
     masks = torch.ones(IMAGES, SIZE, SIZE, dtype=torch.bool)
     if kind == "content":
         masks[:, :40] = masks[:, 60:] = masks[:, :, :40] = masks[:, :, 60:] = False
+    if kind == "background":
+        masks[:, 40:60, 40:60] = False
     held = torch.ones(IMAGES)
     cue = Cue(kind, "by hand", held, 0.5, masks, torch.zeros(IMAGES, 2), is_fixed=True)
     sample = ClassSample(0, crops, torch.zeros(IMAGES, *GRID), held > 0, held > 0)
@@ -45,6 +47,10 @@ def test_the_rows_are_what_the_trial_takes_and_gives(kind):
     if kind == "content":
         wide = widened(masks, GRID)
         assert without.equal(filled(crops, wide, Fill.SURROUND, crops))
+        assert given.equal(torch.where(wide[:, None], crops, others))
+    elif kind == "background":  # which leaves no elsewhere
+        wide = widened(masks, GRID)
+        assert without.equal(torch.where(wide[:, None], others, crops))
         assert given.equal(torch.where(wide[:, None], crops, others))
     else:
         assert without.equal(recoloured(crops, colours(others)))

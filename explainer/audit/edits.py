@@ -12,7 +12,7 @@ from torch import Tensor
 
 from explainer.audit.colours import COLOURS, colours, recoloured
 from explainer.audit.cues import BACKGROUND, Cue
-from explainer.audit.interventions import Control, Fill, filled, moved
+from explainer.audit.interventions import Control, Fill, filled, have_elsewhere, moved
 from explainer.audit.overlays import Overlay
 
 Crops = UInt8[Tensor, "images 3 height width"]
@@ -45,12 +45,16 @@ def edit_of(cue: Cue) -> Edit:
     return _EDITS[cue.kind] if cue.overlay is None else _over(cue.overlay)
 
 
-def beside_carriers(edit: Edit) -> Edit:
-    """The edit of what leaves no elsewhere: other classes' pixels beside another carrier's.
+def removal_of(cue: Cue, masks: Masks) -> Edit:
+    """How a cue is taken from images, and what is done to them beside it.
 
-    These are Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. What is taken
-    off alone is so still.
+    Where the masks leave no elsewhere these are other classes' pixels and another carrier's:
+    Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. What is taken off alone
+    is so still.
     """
+    edit = edit_of(cue)
+    if cue.kind == COLOURS or have_elsewhere(masks):
+        return edit
     return replace(edit, spare=_exchange, take=_replace if edit is _PIXELS else edit.take)
 
 

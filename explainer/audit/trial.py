@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from explainer.audit.colours import COLOURS
 from explainer.audit.content import widened
 from explainer.audit.cues import BACKGROUND, Cue
-from explainer.audit.edits import Edit, beside_carriers, edit_of
+from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.evidence import Carrier, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import (
     Control,
@@ -97,8 +96,8 @@ class Trial:
 
     def _cost(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Float[np.ndarray, " carriers"]:
         """The log-odds that each loses with the cue, beyond what it loses with as much else."""
-        edit, mine = self._edit(cue, carriers), self._mine(carriers)
-        masks, others = self._masks(cue, carriers), self._drawn(len(carriers)).crops
+        mine, masks = self._mine(carriers), self._masks(cue, carriers)
+        edit, others = removal_of(cue, masks), self._drawn(len(carriers)).crops
         spared = next(edit.spare(mine.crops, masks, others, self.generator))
         taken = next(edit.take(mine.crops, masks, others))
         control, left = (Left.of(self.lab, mine, [crops]).log_odds for crops in (spared, taken))
@@ -226,8 +225,8 @@ class Trial:
 
     def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Removal:
         chosen = carriers[self._order(len(carriers))][:most]
-        edit, mine, masks = self._edit(cue, chosen), self._mine(chosen), self._masks(cue, chosen)
-        others = self._drawn(len(chosen)).crops
+        mine, masks = self._mine(chosen), self._masks(cue, chosen)
+        edit, others = removal_of(cue, masks), self._drawn(len(chosen)).crops
         left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others))
         spared = edit.spare(mine.crops, masks, others, self.generator)
         control = Left.of(self.lab, mine, spared)
@@ -268,12 +267,6 @@ class Trial:
         mine, others = self._mine(images), self._drawn(len(images)).crops
         edited = edit_of(cue).cover(mine.crops, self._masks(cue, places), others)
         return np.concatenate([Left.of(self.lab, mine, [crops]).kept for crops in edited])
-
-    def _edit(self, cue: Cue, images: Int[Tensor, " images"]) -> Edit:
-        """How the cue is taken from images, and what is done to them beside it."""
-        if cue.kind == COLOURS or have_elsewhere(self._masks(cue, images)):
-            return edit_of(cue)
-        return beside_carriers(edit_of(cue))
 
     def _mine(self, images: Int[Tensor, " images"]) -> Images:
         return Images(self.sample.crops[images], torch.full((len(images),), self.sample.target))
