@@ -15,7 +15,7 @@ from explainer.audit.examination import examine
 from explainer.audit.interventions import Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
-from explainer.audit.trial import FIRST, SECOND, Trial
+from explainer.audit.trial import FIRST, SECOND, Extent, Trial
 from explainer.audit.verdict import Finding, findings
 from explainer.audit.verdicts import Verdict
 
@@ -182,6 +182,11 @@ def test_no_recipient_counts_twice(others):
     trial = Trial(Laboratory(model, 64), sample, [strangers], torch.Generator().manual_seed(0), 0)
     evidence = trial.of(cue_of(regions, carriers, is_fixed=False))
     assert evidence.paste.shift.of == min(others, FIRST.recipients)
+
+
+def test_the_cues_of_few_carriers_go_into_few_images():
+    assert Extent(80, 96, 70, 56).of_few(5) == Extent(15, 96, 70, 15)
+    assert SECOND.of_few(100) == SECOND
 
 
 @pytest.mark.parametrize(("deciding", "tested"), [(1.0, FIRST.removed), (0.3, SECOND.removed)])

@@ -29,6 +29,7 @@ from explainer.audit.verdict import is_open
 
 # Carriers in the half that is tested: as many, and this share of it.
 LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
+OF_EACH = 3  # recipients of a carrier's cue, and other images filled at its places, at most
 # At most so many returns are made of a carrier. A model that has learned a sticker may take noise
 # for it: so noise is no control of the sticker's return to where it was.
 RETURNS_OF_EACH, NATURAL = 2, (Control.OTHER_CLASS, Control.ELSEWHERE)
@@ -49,14 +50,13 @@ class Extent:
     compared: int
 
     def of_few(self, carriers: int) -> "Extent":
-        """The same for so many carriers: more images than EACH of theirs tell nothing more."""
-        most = EACH * carriers
+        """The same for so many carriers, whose cues say little more in more images."""
+        most = OF_EACH * carriers
         return replace(
             self, recipients=min(self.recipients, most), compared=min(self.compared, most)
         )
 
 
-EACH = 3
 # Cues are tested on the latter where the former leaves it open.
 FIRST, SECOND = Extent(24, 32, 24, 20), Extent(80, 96, 80, 56)
 
