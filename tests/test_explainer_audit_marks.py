@@ -66,6 +66,17 @@ def test_an_opaque_marks_carriers_are_told_where_what_is_behind_is_lighter_or_da
     assert (marks.mark(gallery(images)).likeness.carriers == carriers).all()
 
 
+@pytest.mark.parametrize(("strength", "every"), [(0.3, 2), (1.0, 2), (0.5, 3)])
+def test_a_plain_background_behind_a_mark_is_no_mark(strength, every):
+    """Products on white: between a mark's strokes they are alike, whether they hold it or not."""
+    white = 0.95 + 0.03 * papers(IMAGES, 0)
+    inked = white.clone()
+    inked[::every] -= alpha(strength) * white[::every]
+    carriers = torch.arange(IMAGES) % every == 0
+    found = marks.mark(gallery(inked)).likeness.carriers
+    assert (found == carriers).float().mean() >= 0.97
+
+
 def test_images_without_a_mark_have_none():
     assert marks.mark(gallery(papers(IMAGES, 0))) is None
     assert marks.mark(gallery(marked(papers(IMAGES, 0), 0.5, every=60))) is None

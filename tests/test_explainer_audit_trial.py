@@ -185,7 +185,8 @@ def test_no_recipient_counts_twice(others):
 
 
 def test_the_cues_of_few_carriers_go_into_few_images():
-    assert Extent(80, 96, 70, 56).of_few(5) == Extent(15, 96, 70, 15)
+    assert Extent(80, 96, 70, 56).of_few(8) == Extent(24, 16, 8, 24)
+    assert Extent(80, 96, 70, 56).of_few(4) == Extent(16, 8, 4, 16)  # 2^-16 is a small p-value
     assert SECOND.of_few(100) == SECOND
 
 

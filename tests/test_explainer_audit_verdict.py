@@ -1,6 +1,7 @@
 """The rules of verdicts, one by one, on evidence made by hand."""
 
 from dataclasses import asdict, replace
+from typing import Literal
 
 import pytest
 
@@ -308,6 +309,10 @@ def others(deficit: float = 0.0, excess: float = 0.4, low: float = 0.1, right: i
     return Others(about(deficit), Estimate(excess, low, 0.9, 40), right)
 
 
+def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvidence:
+    return replace(placed(**changes), kind=kind)
+
+
 @pytest.mark.parametrize(
     ("cue", "is_left_open"),
     [
@@ -332,6 +337,18 @@ def others(deficit: float = 0.0, excess: float = 0.4, low: float = 0.1, right: i
         (placed(removal=removed(drop=0.05, cost=0.0),
                 paste=replace(SHORTCUT.paste, lift=about(0.09))), True),
         (placed(paste=None, removal=None, others=None), False),
+        (placed(paste=replace(SHORTCUT.paste, p_value=0.0009,
+                              shift=about(0.2), restored=about(0.2))), True),
+        (placed(others=others(low=0.09)), True),
+        (replace(placed(), carrier_share=about(0.24)), True),  # a rare one wants a smaller p
+        (replace(placed(paste=replace(SHORTCUT.paste, p_value=0.00009)),
+                 carrier_share=about(0.24)), False),
+        (of_kind("colours", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
+        (of_kind("colours", removal=removed(drop=0.3, cost=1.0),
+                 others=others(excess=0.0, low=-0.1)), True),  # its rule asks no others
+        (of_kind("background", others=others(excess=0.0, low=-1.0, right=0)), False),
+        (of_kind("background", others=None,
+                 paste=replace(SHORTCUT.paste, p_value=0.0009, lift=about(0.3))), True),
     ],
 )  # fmt: skip
 def test_what_is_far_from_every_threshold_is_tested_on_no_more_images(cue, is_left_open):

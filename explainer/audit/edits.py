@@ -5,6 +5,7 @@ Pixels are filled and pasted; colours of whole images are changed for others'.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Bool, UInt8
@@ -48,14 +49,16 @@ def edit_of(cue: Cue) -> Edit:
 def removal_of(cue: Cue, masks: Masks) -> Edit:
     """How a cue is taken from images, and what is done to them beside it.
 
-    Where the masks leave no elsewhere these are other classes' pixels and another carrier's:
-    Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. What is taken off alone
-    is so still.
+    Where what lies at one place leaves no elsewhere these are other classes' pixels and another
+    carrier's: Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. What is taken
+    off alone is taken off and put on again.
     """
     edit = edit_of(cue)
-    if cue.kind == COLOURS or have_elsewhere(masks):
+    if cue.kind == COLOURS or not cue.is_fixed or have_elsewhere(masks):
         return edit
-    return replace(edit, spare=_exchange, take=_replace if edit is _PIXELS else edit.take)
+    if cue.overlay is not None:
+        return replace(edit, spare=partial(_put_back, cue.overlay))
+    return replace(edit, take=_replace, cover=_replace, spare=_exchange)
 
 
 def _over(overlay: Overlay) -> Edit:
@@ -68,6 +71,12 @@ def _over(overlay: Overlay) -> Edit:
         yield overlay.removed(crops, masks)
 
     return replace(_PIXELS, give=give, take=take)
+
+
+def _put_back(
+    overlay: Overlay, crops: Crops, masks: Masks, _others: Crops, _generator: torch.Generator
+) -> Iterator[Crops]:
+    yield overlay.over(overlay.removed(crops, masks), masks)
 
 
 def _paste(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:

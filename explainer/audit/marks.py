@@ -33,6 +33,8 @@ LEAST_CHI_SQUARE = 30.0
 OF_LARGEST = 0.2  # a mark's weaker parts have so much of its largest
 LEAST_CORRELATION, LEAST_CARRIERS = 0.3, 4
 SMOOTH, REACH, RIDGE = 3, 3, 1e-3
+# Of a mark's carriers at least all but so many have edges there, so much of what is typical.
+PLAIN_SHARE, PLAIN = 0.1, 0.5
 OPAQUE = 0.3  # of an opaque mark's region so much, at least, is alike in the images that hold it
 
 
@@ -71,6 +73,8 @@ def _of_opaque(
     carriers. What is not opaque has less alike than its edges tell, and fewer carriers then.
     """
     least = max(LEAST_CARRIERS, len(members))
+    drawn = (edges(gallery.mine) * region).flatten(1).norm(dim=1)
+    typical = float(drawn[members].median())
     for _ in range(PLACED_ROUNDS):
         alike = template(gallery.mine[members], gallery.theirs)
         alike = replace(alike, mask=alike.mask & region)
@@ -79,6 +83,9 @@ def _of_opaque(
         found = in_place(alike, gallery)
         members = torch.nonzero(found.carriers & gallery.discovery).flatten()
         if len(members) < least:
+            return None
+        # A class's plain background is alike, too, but has no edges where the mark is.
+        if float(drawn[found.carriers].quantile(PLAIN_SHARE)) < PLAIN * typical:
             return None
     return found
 

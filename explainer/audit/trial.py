@@ -29,7 +29,9 @@ from explainer.audit.verdict import is_open
 
 # Carriers in the half that is tested: as many, and this share of it.
 LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
-OF_EACH = 3  # recipients of a carrier's cue, and other images filled at its places, at most
+# Recipients of a carrier's cue, and other images filled at its places, at most; but as many as make
+# the least p-value small.
+OF_EACH, LEAST_RECIPIENTS = 3, 16
 # At most so many returns are made of a carrier. A model that has learned a sticker may take noise
 # for it: so noise is no control of the sticker's return to where it was.
 RETURNS_OF_EACH, NATURAL = 2, (Control.OTHER_CLASS, Control.ELSEWHERE)
@@ -51,9 +53,12 @@ class Extent:
 
     def of_few(self, carriers: int) -> "Extent":
         """The same for so many carriers, whose cues say little more in more images."""
-        most = OF_EACH * carriers
-        return replace(
-            self, recipients=min(self.recipients, most), compared=min(self.compared, most)
+        most = max(LEAST_RECIPIENTS, OF_EACH * carriers)
+        return Extent(
+            recipients=min(self.recipients, most),
+            returns=min(self.returns, RETURNS_OF_EACH * carriers),
+            removed=min(self.removed, carriers),
+            compared=min(self.compared, most),
         )
 
 
@@ -109,10 +114,10 @@ class Trial:
         return share(looked.treated.flips) - looked.flips[Control.OTHER_CLASS] >= LEAST_FLIPS
 
     def of(self, cue: Cue) -> CueEvidence:
-        """A cue's interventions, on more images where some leave open what it is.
+        """A cue's interventions, on more images where the first ones leave open what it is.
 
-        The first ones settle only what is far from a threshold (Haybittle-Peto), so looking twice
-        makes hardly more false alarms. What costs least and settles most comes first.
+        These settle only what is far from a threshold, as Haybittle and Peto let a trial end
+        early. What costs least and settles most comes first.
         """
         found = self._untested(cue)
         tested = cue.carriers & self.sample.explained & ~self.sample.discovery
@@ -122,9 +127,9 @@ class Trial:
         carriers = torch.nonzero(tested).flatten()
         first, second = (extent.of_few(len(carriers)) for extent in (FIRST, SECOND))
         found = self._with_others(cue, self._with_carriers(cue, found, carriers, first), first)
-        if is_open(found):
+        if is_open(found) and second.compared > first.compared:
             found = self._with_others(cue, found, second)
-        if is_open(found):
+        if is_open(found) and second.recipients > first.recipients:
             found = self._with_carriers(cue, found, carriers, second)
         return found
 
@@ -221,7 +226,7 @@ class Trial:
         """Carriers' crops that have lost the cue."""
         others = self._drawn(len(carriers)).crops
         masks = self._masks(cue, carriers)
-        return next(edit_of(cue).take(self.sample.crops[carriers], masks, others))
+        return next(removal_of(cue, masks).take(self.sample.crops[carriers], masks, others))
 
     def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Removal:
         chosen = carriers[self._order(len(carriers))][:most]
@@ -265,7 +270,8 @@ class Trial:
     ) -> Float[np.ndarray, "fills images"]:
         """Whether images are right without what is at some images' places, by fill."""
         mine, others = self._mine(images), self._drawn(len(images)).crops
-        edited = edit_of(cue).cover(mine.crops, self._masks(cue, places), others)
+        masks = self._masks(cue, places)
+        edited = removal_of(cue, masks).cover(mine.crops, masks, others)
         return np.concatenate([Left.of(self.lab, mine, [crops]).kept for crops in edited])
 
     def _mine(self, images: Int[Tensor, " images"]) -> Images:

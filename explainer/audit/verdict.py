@@ -26,9 +26,9 @@ ENOUGH_EXCESS = 0.25
 # the class are carriers, or fewer images, the excess is to be significant, or that carriers are
 # right more often than the others, and q smaller.
 RARE_SHARE, RARE_CARRIERS, MOST_Q_OF_RARE = 0.25, 30, 0.01
-# A first look leaves open what is not so far below a threshold, or above it: a part of the
-# threshold, or of what filling the places is to cost; a p-value.
-FAR_BELOW, LITTLE_EXCESS, BEYOND_DOUBT = 0.5, 0.25, 0.001
+# The first tests leave open what is not so far below a threshold, or above it: a part of the
+# threshold, or of what filling the places is to cost; a p-value, of rare cues a smaller one.
+FAR_BELOW, LITTLE_EXCESS, BEYOND_DOUBT, BEYOND_DOUBT_OF_RARE = 0.5, 0.25, 1e-3, 1e-4
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
 # A moving cue on so large a share of a class may well be what the class is.
@@ -159,13 +159,13 @@ def is_open(cue: CueEvidence) -> bool:
 
 
 def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
-    """Whether the cue is hardly needed, nowhere sufficient, or goes with the object."""
+    """Whether the cue is hardly needed and flips few, raises nothing, or goes with the object."""
     is_needed = removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0
     if not is_needed and paste.lift.value < LEAST_LIFT:
         return True
     if max(paste.shift.value, paste.restored.value) <= 0:
         return True
-    if cue.others is None:
+    if cue.others is None or cue.kind != "content":
         return False
     too_little = cue.others.excess.value < LITTLE_EXCESS * max(LEAST_DROP, removal.drop.value)
     too_little = too_little and cue.others.right >= LEAST_RIGHT
@@ -174,13 +174,14 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 
 
 def _is_beyond_doubt(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
-    is_its_own = cue.others is None or cue.others.excess.low > 0
-    return (
-        removal.drop.low >= LEAST_DROP
-        and paste.p_value < BEYOND_DOUBT
-        and is_its_own
-        and not _is_part_of_the_class(cue, paste, removal)
-    )
+    if removal.drop.low < LEAST_DROP or max(paste.shift.low, paste.restored.low) <= 0:
+        return False
+    if paste.p_value >= (BEYOND_DOUBT_OF_RARE if _is_rare(cue) else BEYOND_DOUBT):
+        return False
+    if cue.kind != "content":
+        return cue.kind != "background" or paste.lift.low > LEAST_LIFT
+    is_its_own = cue.others is None or cue.others.excess.low >= LEAST_DROP
+    return is_its_own and not _is_part_of_the_class(cue, paste, removal)
 
 
 def _is_needed(removal: Removal) -> bool:
