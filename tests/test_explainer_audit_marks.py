@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from explainer.audit import cues, marks
-from explainer.audit.edits import edit_of
+from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.growth import Gallery
 from explainer.audit.overlays import Overlay
 from explainer.audit.sample import ClassSample
@@ -152,3 +152,37 @@ def test_a_half_transparent_mark_is_taken_alone_and_an_opaque_one_with_its_pixel
         assert next(edit.put(others, crops, masks)).equal(
             torch.where(masks[:, None], crops, others)
         )
+
+
+@pytest.mark.parametrize("is_fixed", [True, False])
+@pytest.mark.parametrize("kind", ["pixels", "overlay", "colours"])
+def test_what_leaves_no_elsewhere_stands_beside_carriers_that_keep_it(kind, is_fixed):
+    generator = torch.Generator().manual_seed(0)
+    crops, others = as_crops(papers(6, 0)), as_crops(papers(6, 1))
+    frame = torch.ones(6, *SIZE, dtype=torch.bool)
+    frame[:, 4:-4, 4:-4] = False
+    overlay = Overlay(torch.full((3, *SIZE), 0.5), torch.full((3, *SIZE), 100.0))
+    cue = cues.Cue(
+        "colours" if kind == "colours" else "content",
+        "by hand",
+        torch.ones(6),
+        0.5,
+        frame,
+        torch.zeros(6, 2),
+        is_fixed,
+        overlay=overlay if kind == "overlay" else None,
+    )
+    plain, removal = edit_of(cue), removal_of(cue, frame)
+    if kind == "colours" or not is_fixed:  # a moving cue's carriers hold it at other places
+        assert removal.spare is plain.spare
+        return
+    (taken,) = removal.take(crops, frame, others)
+    (spared,) = removal.spare(crops, frame, others, generator)
+    if kind == "overlay":
+        assert taken.equal(overlay.removed(crops, frame))
+        assert spared.equal(overlay.over(taken, frame))
+        return
+    (covered,) = removal.cover(crops, frame, others)
+    assert taken.equal(torch.where(frame[:, None], others, crops))
+    assert covered.equal(taken)
+    assert spared.equal(torch.where(frame[:, None], crops.roll(1, 0), crops))
