@@ -43,6 +43,7 @@ def test_what_is_stored_was_run_from_top_to_bottom_and_names_no_machine():
         assert place not in content
 
 
+@pytest.mark.slow
 def test_it_runs_and_shows_the_same_kinds_of_things(demo_run, monkeypatch):
     monkeypatch.setenv("SALIENCY_DEMO", demo_run)
     stored, run = (nbformat.read(NOTEBOOK, 4) for _ in range(2))

@@ -142,6 +142,7 @@ def test_a_half_transparent_mark_is_taken_alone_and_an_opaque_one_with_its_pixel
         cue = cues.of_mark(sample_of(solid), marks.mark(gallery(solid)), strangers)
         assert (cue.overlay is not None) == is_overlay
         crops, others = as_crops(solid)[:6], strangers[:6]
+        assert not cue.masks.stride(0)  # memory of one mask, not of one an image
         masks, edit = cue.masks[:6], edit_of(cue)
         given = next(edit.give(others, crops, masks))
         if is_overlay:

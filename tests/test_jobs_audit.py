@@ -101,6 +101,7 @@ def test_the_watermark_is_found_and_all_that_is_written_agrees(config):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_audit_which_is_resumed_to_the_same_bytes(config, done_when):
     run_audit(config)
     classes = Location(str(folder_of(config))).child("classes")

@@ -18,6 +18,7 @@ from jobs.worker import ShardReport
 SHARDS = 19
 
 
+@pytest.mark.slow
 def test_a_late_shard_is_explained_by_a_second_replica_too(undisturbed, tmp_path, parts_of):
     marker = tmp_path / "late"
 

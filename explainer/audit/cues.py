@@ -89,11 +89,18 @@ def _cue(origin: str, grown: Grown, sample: ClassSample) -> Cue:
         origin=origin,
         likeness=likeness.mine,
         threshold=likeness.threshold,
-        masks=regions.to_pixels(grown.masks, sample.size),
+        masks=_of_pixels(grown, sample.size),
         places=grown.places,
         is_fixed=grown.is_fixed,
         rank=len(held) * lead,
     )
+
+
+def _of_pixels(grown: Grown, size: tuple[int, int]) -> Bool[Tensor, "images height width"]:
+    """A cue's regions as masks of pixels: one of all images where all are the same."""
+    if grown.masks.stride(0):
+        return regions.to_pixels(grown.masks, size)
+    return regions.to_pixels(grown.masks[:1], size).expand(len(grown.masks), -1, -1)
 
 
 def _same(cue: Cue, other: Cue) -> bool:
