@@ -146,6 +146,7 @@ def test_what_is_told_of_methods_follows_from_the_numbers(config):
     assert f"{rollout['value']:.2f} ±" in told
 
 
+@pytest.mark.slow
 def test_a_signal_ends_an_evaluation_which_is_resumed_to_the_same_numbers(config, done_when):
     run_evaluation(config)
     whole = measured(config)

@@ -276,6 +276,7 @@ def store(image_folder: Path) -> Iterator[type[Store]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_an_outage_leaves_shards_undone_and_makes_no_rows(
     run_job, config, store, tmp_path, rows_of
 ):
