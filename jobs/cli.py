@@ -1,5 +1,6 @@
 """The command `saliency`: one function a sub-command; each loads what it needs only when called."""
 
+import atexit
 import logging
 import os
 import secrets
@@ -61,8 +62,23 @@ Command = (
 
 def main() -> None:
     """Run one sub-command and exit with its code."""
+    codes: list[int] = []
+    atexit.register(_leave, codes)  # registered first, so called last
     logging.basicConfig(level=logging.WARNING)
-    sys.exit(run(parse(sys.argv[1:])))
+    codes.append(run(parse(sys.argv[1:])))
+    sys.exit(codes[0])
+
+
+def _leave(codes: Sequence[int]) -> None:
+    """End the process, whose work is done, without taking the interpreter down.
+
+    A thread of Arrow's that drops the last of a table while Python is taken down aborts the
+    process, and its exit code with it (https://github.com/apache/arrow/issues/34314).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for code in codes:
+        os._exit(code)
 
 
 def parse(arguments: Sequence[str]) -> AnyCommand:

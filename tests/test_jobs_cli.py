@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import pytest
 
 from jobs.cli import set_ray_environment
-from jobs.config import ExecutionConfig, InputConfig, MethodConfig, ModelConfig
+from jobs.config import ExecutionConfig, Exit, InputConfig, MethodConfig, ModelConfig
 
 
 def saliency(*arguments: str) -> subprocess.CompletedProcess:
@@ -104,3 +105,44 @@ def test_a_cluster_of_our_own_gets_a_secret_token_and_any_other_is_left_alone(mo
     set_ray_environment(None)
     assert os.environ["RAY_AUTH_MODE"] == "token"
     assert len(os.environ["RAY_AUTH_TOKEN"]) == 64
+
+
+KEPT = """
+import atexit, os, sys
+from jobs import cli
+
+class Kept:
+    def __del__(self, write=os.write):
+        write(1, b"taken down")
+
+kept = Kept()
+atexit.register(os.write, 1, b"never called: registered before the command")
+start = cli.run
+cli.run = lambda command: atexit.register(print, "said at the exit") and start(command)
+sys.argv = ["saliency", "verify", sys.argv[1]]
+cli.main()
+"""
+
+
+def test_a_command_ends_without_taking_the_interpreter_down(finished):
+    """In which threads of Arrow's aborted one in twenty commands that had read a table."""
+    command = [sys.executable, "-c", KEPT, finished.out]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0
+    assert ended.stdout.endswith("class heatmaps agree\nsaid at the exit\n"), ended.stdout
+    command[-1] += "-nowhere"
+    assert subprocess.run(command, capture_output=True, check=False).returncode == Exit.BAD_INPUT
+
+
+@pytest.mark.slow
+def test_no_command_is_aborted_at_its_end(finished):
+    """Six at once on two cores, as that is what makes Arrow's threads late."""
+    command = [sys.executable, "-m", "jobs.cli", "verify", finished.out]
+    with ThreadPoolExecutor(6) as pool:
+        ended = list(
+            pool.map(
+                lambda _: subprocess.run(command, capture_output=True, text=True, check=False),
+                range(90),
+            )
+        )
+    assert {(process.returncode, process.stderr) for process in ended} == {(0, "")}
