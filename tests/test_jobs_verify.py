@@ -379,6 +379,7 @@ def test_the_command_exits_with_what_it_found_and_waits_for_no_torch(run):
         return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
     answer = command(run.root.url)
+    assert answer.stderr == ""  # of the assertion; the exit code is the command's
     assert (answer.returncode, answer.stdout) == (0, f"run {run.id}: {GOOD}\n")
     run.part(0).delete()
     answer = command(run.root.url)
