@@ -184,7 +184,12 @@ def _cue(images: int) -> dict[str, Any]:
             "cost": _estimate(3.0),
             "images": 40,
         },
-        "others": {"deficit": _estimate(0.0), "excess": _estimate(0.7), "right": 20},
+        "others": {
+            "deficit": _estimate(0.0),
+            "excess": _estimate(0.7),
+            "excess_cost": _estimate(2.0),
+            "right": 20,
+        },
     }
 
 

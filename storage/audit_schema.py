@@ -43,6 +43,7 @@ def findings() -> pa.Schema:
         field("accuracy_of_others", pa.float64(), "share of the class's other images"),
         *_estimate("deficit", "how much more often these are right than carriers, both without"),
         *_estimate("excess", "how many more of these stay right with its places filled"),
+        *_estimate("excess_cost", "how much less log-odds these lose with its places filled"),
         field("accuracy_without", pa.float64(), "the class's accuracy if no image had the cue"),
     ]
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})

@@ -7,6 +7,7 @@ from torch.nn import functional
 from explainer.audit import cues, marks
 from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.growth import Gallery
+from explainer.audit.interventions import Fill, filled
 from explainer.audit.overlays import Overlay
 from explainer.audit.sample import ClassSample
 
@@ -183,7 +184,8 @@ def test_what_leaves_no_elsewhere_stands_beside_carriers_that_keep_it(kind, is_f
         assert taken.equal(overlay.removed(crops, frame))
         assert spared.equal(overlay.over(taken, frame))
         return
-    (covered,) = removal.cover(crops, frame, others)
+    extended, covered = removal.cover(crops, frame, others)  # what the class's others cost least by
     assert taken.equal(torch.where(frame[:, None], others, crops))
     assert covered.equal(taken)
+    assert extended.equal(filled(crops, frame, Fill.SURROUND, others))
     assert spared.equal(torch.where(frame[:, None], crops.roll(1, 0), crops))

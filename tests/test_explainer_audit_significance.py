@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from explainer.audit.significance import (
     Estimate,
     benjamini_hochberg,
+    between,
     difference,
     gain,
     lift,
@@ -102,6 +103,30 @@ def test_a_shift_is_the_mean_difference_and_covers_it():
         assert got.value == pytest.approx((treated - control).mean())
         covered += got.low <= 0.5 <= got.high
     assert covered >= 170
+
+
+@pytest.mark.parametrize(("units", "others", "spread"), [(20, 20, 1.0), (40, 8, 3.0), (5, 30, 0.2)])
+def test_the_difference_between_groups_is_covered_nineteen_times_of_twenty(units, others, spread):
+    """Of groups of unequal sizes that vary unequally."""
+    random = np.random.default_rng(0)
+    covered = 0
+    for _ in range(400):
+        treated, control = random.normal(0.5, 1, units), random.normal(0, spread, others)
+        got = between(treated, control)
+        assert got.value == pytest.approx(treated.mean() - control.mean())
+        assert got.of == units + others
+        covered += got.low <= 0.5 <= got.high
+    assert 370 <= covered <= 390
+
+
+def test_the_difference_between_groups_is_welchs_and_of_one_image_nothing_is_known():
+    treated, control = np.array([1.0, 2.0, 4.0, 5.0]), np.array([0.0, 1.0, 1.0])
+    got = between(treated, control)  # variances 10/3 and 1/3, 3.77 degrees of freedom, taken as 3
+    half = 3.18245 * (10 / 12 + 1 / 9) ** 0.5
+    assert (got.low, got.high) == pytest.approx((got.value - half, got.value + half), rel=0.01)
+    assert between(treated[:1], control) == Estimate(0.0, 0.0, 0.0, 4)
+    alike = between(np.ones(3), np.zeros(3))
+    assert (alike.low, alike.value, alike.high) == (1.0, 1.0, 1.0)
 
 
 def test_the_variance_is_that_of_both_clusters_less_that_of_pairs():

@@ -31,7 +31,12 @@ SHORTCUT = CueEvidence(
         donors=6,
     ),
     removal=Removal(0.5, 1.0, Estimate(0.5, 0.3, 0.7, 32), Estimate(2.0, 1.0, 3.0, 32), 32),
-    others=Others(Estimate(0.1, -0.1, 0.3, 100), Estimate(0.4, 0.2, 0.6, 50), right=30),
+    others=Others(
+        Estimate(0.1, -0.1, 0.3, 100),
+        Estimate(0.4, 0.2, 0.6, 50),
+        Estimate(0.0, -1.0, 1.0, 50),
+        right=30,
+    ),
 )
 
 
@@ -58,6 +63,9 @@ def rarely_alone(**changes: object) -> CueEvidence:
     return replace(with_others(**changes), paste=paste)
 
 
+ALIKE = Estimate(
+    0.0, -0.24, 0.24, 100
+)  # as little as carriers' deficit is to be where they are few
 PART = (
     "carriers without it are right far more seldom than the class's other images, or these lose as "
     "much at its places: it is part of what the class is"
@@ -227,7 +235,7 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
         ),
         (
             replace(  # or that carriers are right more often, as others are hardly ever
-                rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16), right=4),
+                rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 16), right=4, deficit=ALIKE),
                 carrier_share=Estimate(0.24, 0.2, 0.3, 100),
                 accuracy_of_others=Estimate(0.79, 0.69, 0.89, 50),
             ),
@@ -236,11 +244,70 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
         ),
         (
             replace(
-                rarely_alone(excess=Estimate(0.4, 0.1, 0.7, 16)),
+                rarely_alone(excess=Estimate(0.4, 0.1, 0.7, 16), deficit=ALIKE),
                 carrier_share=Estimate(0.24, 0.2, 0.3, 100),
             ),
             Verdict.SHORTCUT,
             "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            replace(  # where they may be right more seldom than the others by 0.25
+                rarely_alone(excess=Estimate(0.4, 0.2, 0.7, 16), deficit=replace(ALIKE, high=0.25)),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
+            ),
+            Verdict.CLEARED,
+            PART,
+        ),
+        (
+            replace(
+                rarely_alone(
+                    excess=Estimate(0.4, 0.21, 0.7, 16), deficit=replace(ALIKE, high=0.25)
+                ),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
+            ),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            rarely_alone(excess=about(0.0), excess_cost=Estimate(0.9, 0.1, 2.0, 50)),
+            Verdict.CLEARED,  # less than half of the 2.0 log-odds that carriers lose
+            PART,
+        ),
+        (
+            rarely_alone(excess=about(0.0), excess_cost=Estimate(1.5, 0.0, 3.0, 50)),
+            Verdict.CLEARED,
+            PART,
+        ),
+        (
+            rarely_alone(excess=about(0.0), excess_cost=Estimate(1.0, 0.1, 2.0, 50)),
+            Verdict.SHORTCUT,  # in log-odds the filling costs the others less
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            rarely_alone(
+                excess=about(0.0), excess_cost=Estimate(1.0, 0.1, 2.0, 50), deficit=about(0.21)
+            ),
+            Verdict.CLEARED,
+            PART,
+        ),
+        (
+            replace(  # a rare one, too
+                rarely_alone(
+                    excess=about(0.0), excess_cost=Estimate(1.0, 0.1, 2.0, 50), deficit=ALIKE
+                ),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
+                accuracy_of_others=Estimate(0.8, 0.7, 0.9, 50),
+            ),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
+        ),
+        (
+            replace(
+                rarely_alone(excess=about(0.0), excess_cost=Estimate(0.49, 0.1, 2.0, 50)),
+                removal=removed(drop=0.5, cost=-0.5),
+            ),
+            Verdict.CLEARED,  # of 0.5 log-odds, but too little
+            PART,
         ),
         (
             replace(with_others(excess=about(0.09)), removal=removed(drop=0.0, cost=1.0)),
@@ -305,8 +372,9 @@ def placed(**changes: object) -> CueEvidence:
 
 
 def others(deficit: float = 0.0, excess: float = 0.4, low: float = 0.1, right: int = 20) -> Others:
-    """`low` is the excess's lower end."""
-    return Others(about(deficit), Estimate(excess, low, 0.9, 40), right)
+    """`low` is the excess's lower end; in log-odds there is none."""
+    unlike = Estimate(0.0, -1.0, 1.0, 40)
+    return Others(about(deficit), Estimate(excess, low, 0.9, 40), unlike, right)
 
 
 def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvidence:
@@ -324,6 +392,8 @@ def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvi
         (placed(others=others(low=0.0)), True),
         (placed(others=others(excess=0.13, low=-0.1)), True),
         (placed(others=others(excess=0.12, low=-0.1)), False),  # less than a quarter of 0.5
+        (placed(others=replace(others(excess=0.12, low=-0.1),
+                               excess_cost=Estimate(1.0, 0.1, 2.0, 40))), True),
         (placed(others=others(excess=0.12, low=-0.1, right=7)), True),
         (replace(placed(others=others(excess=0.12, low=-0.1)), is_fixed=False), True),
         (placed(others=others(deficit=0.2, excess=0.24)), True),
@@ -342,6 +412,9 @@ def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvi
         (placed(others=others(low=0.09)), True),
         (replace(placed(), carrier_share=about(0.24)), True),  # a rare one wants a smaller p
         (replace(placed(paste=replace(SHORTCUT.paste, p_value=0.00009)),
+                 carrier_share=about(0.24)), True),  # and as right without as the others, surely
+        (replace(placed(paste=replace(SHORTCUT.paste, p_value=0.00009),
+                        others=replace(others(), deficit=ALIKE)),
                  carrier_share=about(0.24)), False),
         (of_kind("colours", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
         (of_kind("colours", removal=removed(drop=0.3, cost=1.0),

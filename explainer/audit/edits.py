@@ -50,15 +50,16 @@ def removal_of(cue: Cue, masks: Masks) -> Edit:
     """How a cue is taken from images, and what is done to them beside it.
 
     Where what lies at one place leaves no elsewhere these are other classes' pixels and another
-    carrier's: Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. What is taken
-    off alone is taken off and put on again.
+    carrier's: Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. Other images of
+    the class are filled in both ways all the same: which ends a frame's place with the pixels of
+    another class costs them most. What is taken off alone is taken off and put on again.
     """
     edit = edit_of(cue)
     if cue.kind == COLOURS or not cue.is_fixed or have_elsewhere(masks):
         return edit
     if cue.overlay is not None:
         return replace(edit, spare=partial(_put_back, cue.overlay))
-    return replace(edit, take=_replace, cover=_replace, spare=_exchange)
+    return replace(edit, take=_replace, spare=_exchange)
 
 
 def _over(overlay: Overlay) -> Edit:

@@ -71,17 +71,18 @@ class Others:
 
     `deficit`: how much more often they are right than carriers that lost the cue. `excess`: how
     many more of those that were, `right`, stay so than of such carriers, by the fill that tells
-    most.
+    most. `excess_cost`: how much more log-odds such carriers lose than those, by such a fill.
     """
 
     deficit: Estimate
     excess: Estimate
+    excess_cost: Estimate
     right: int
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Others":
         """From what dataclasses.asdict made of one, through JSON or not."""
-        estimates = {name: Estimate(**plain[name]) for name in ("deficit", "excess")}
+        estimates = {name: Estimate(**plain[name]) for name in ("deficit", "excess", "excess_cost")}
         return cls(**{**plain, **estimates})
 
 

@@ -9,15 +9,22 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from explainer.audit.interventions import Control, Images, Laboratory, Pasted, own_log_odds, share
-from explainer.audit.significance import Estimate, difference, lift, shift, sign_flip
+from explainer.audit.significance import (
+    Estimate,
+    between,
+    difference,
+    lift,
+    shift,
+    sign_flip,
+)
 
 
 @dataclass(frozen=True)
 class Left:
-    """The share of fills with which an image stays its class, and that class's mean log-odds."""
+    """Whether an image stays its class with each fill, and that class's log-odds."""
 
-    kept: Float[np.ndarray, "1 images"]
-    log_odds: Float[np.ndarray, "1 images"]
+    kept: Float[np.ndarray, "fills images"]
+    log_odds: Float[np.ndarray, "fills images"]
 
     @classmethod
     def of(
@@ -28,9 +35,17 @@ class Left:
     ) -> "Left":
         """What the model makes of images that were edited, each in all of the ways."""
         logits = torch.stack([lab.logits(crops) for crops in edited])
-        kept = (logits.argmax(-1) == images.classes).float().mean(0)
-        left = own_log_odds(logits, images.classes.expand(len(logits), -1)).mean(0)
-        return cls(numbers(kept)[None], numbers(left)[None])
+        kept = (logits.argmax(-1) == images.classes).float()
+        left = own_log_odds(logits, images.classes.expand(len(logits), -1))
+        return cls(numbers(kept), numbers(left))
+
+    def mean(self) -> "Left":
+        """The mean over the fills, as of one."""
+        return Left(self.kept.mean(0, keepdims=True), self.log_odds.mean(0, keepdims=True))
+
+    def only(self, chosen: Bool[np.ndarray, " images"]) -> "Left":
+        """Of some of the images."""
+        return Left(self.kept[:, chosen], self.log_odds[:, chosen])
 
 
 @dataclass(frozen=True)
@@ -65,17 +80,24 @@ class Compared:
         return max(sign_flip(gain.mean(0), seed) for gain in gains)
 
 
-def most_kept(
-    kept_of_others: Float[np.ndarray, "fills others"], kept: Float[np.ndarray, "fills carriers"]
-) -> Estimate:
+def most_kept(others: Left, carriers: Left) -> Estimate:
     """How many more of the others stay right than of the carriers, by the fill that tells most."""
-    (_, others), (_, carriers) = kept_of_others.shape, kept.shape
-    if not others or not carriers:
+    (fills, of_others), (_, of_carriers) = others.kept.shape, carriers.kept.shape
+    if not of_others or not of_carriers:
         return Estimate(0.0, -1.0, 1.0, 0)
+    shares, fewer = others.kept.mean(1), carriers.kept.mean(1)
     found = [
-        difference(float(more.mean()), others, float(fewer.mean()), carriers)
-        for more, fewer in zip(kept_of_others, kept, strict=True)
+        difference(float(shares[fill]), of_others, float(fewer[fill]), of_carriers)
+        for fill in range(fills)
     ]
+    return max(found, key=lambda each: each.value)
+
+
+def most_cost(
+    others: Float[np.ndarray, "fills others"], carriers: Float[np.ndarray, "fills carriers"]
+) -> Estimate:
+    """How much more log-odds carriers lose than the others, by the fill that tells most."""
+    found = [between(mine, theirs) for mine, theirs in zip(carriers, others, strict=True)]
     return max(found, key=lambda each: each.value)
 
 

@@ -108,6 +108,23 @@ def shift(
     return Estimate(value, value - half, value + half, differences.size)
 
 
+def between(
+    treated: Float[np.ndarray, " units"], control: Float[np.ndarray, " others"]
+) -> Estimate:
+    """How much larger the mean of the treated is than that of other units (Welch 1947).
+
+    Of fewer than two of either nothing is known: it is 0, without an interval.
+    """
+    sizes = [len(treated), len(control)]
+    if min(sizes) < 2:
+        return Estimate(0.0, 0.0, 0.0, sum(sizes))
+    one, two = (float(units.var(ddof=1)) / len(units) for units in (treated, control))
+    spread = one**2 / (sizes[0] - 1) + two**2 / (sizes[1] - 1)
+    freedom = int((one + two) ** 2 / spread) if spread else min(sizes) - 1
+    value, half = float(treated.mean() - control.mean()), _student(freedom) * (one + two) ** 0.5
+    return Estimate(value, value - half, value + half, sum(sizes))
+
+
 def _clustered(errors: NDArray[np.float64], clusters: NDArray[np.int64]) -> float:
     """The variance of a mean where errors within a cluster may be alike; of one cluster, 0."""
     _, numbers = np.unique(clusters, return_inverse=True)

@@ -21,7 +21,7 @@ from explainer.audit.interventions import (
     noise,
     share,
 )
-from explainer.audit.outcomes import Compared, Left, most_kept
+from explainer.audit.outcomes import Compared, Left, most_cost, most_kept
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
 from explainer.audit.significance import difference, lift, shift, wilson
@@ -113,18 +113,24 @@ class Trial:
         looked = self._compared(recipients, cue, donors, [Control.OTHER_CLASS])
         return share(looked.treated.flips) - looked.flips[Control.OTHER_CLASS] >= LEAST_FLIPS
 
+    def can_test(self, cue: Cue) -> bool:
+        """Whether enough images carry a cue in the half that it was not found in."""
+        least = max(LEAST_TESTED, LEAST_TESTED_SHARE * int((~self.sample.discovery).sum()))
+        return len(self._tested(cue)) >= least
+
+    def _tested(self, cue: Cue) -> Int[Tensor, " carriers"]:
+        tested = cue.carriers & self.sample.explained & ~self.sample.discovery
+        return torch.nonzero(tested).flatten()
+
     def of(self, cue: Cue) -> CueEvidence:
         """A cue's interventions, on more images where the first ones leave open what it is.
 
         These settle only what is far from a threshold, as Haybittle and Peto let a trial end
         early. What costs least and settles most comes first.
         """
-        found = self._untested(cue)
-        tested = cue.carriers & self.sample.explained & ~self.sample.discovery
-        least = max(LEAST_TESTED, LEAST_TESTED_SHARE * int((~self.sample.discovery).sum()))
-        if int(tested.sum()) < least:
+        found, carriers = self._untested(cue), self._tested(cue)
+        if not self.can_test(cue):
             return found
-        carriers = torch.nonzero(tested).flatten()
         first, second = (extent.of_few(len(carriers)) for extent in (FIRST, SECOND))
         found = self._with_others(cue, self._with_carriers(cue, found, carriers, first), first)
         if is_open(found) and second.compared > first.compared:
@@ -232,9 +238,9 @@ class Trial:
         chosen = carriers[self._order(len(carriers))][:most]
         mine, masks = self._mine(chosen), self._masks(cue, chosen)
         edit, others = removal_of(cue, masks), self._drawn(len(chosen)).crops
-        left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others))
+        left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others)).mean()
         spared = edit.spare(mine.crops, masks, others, self.generator)
-        control = Left.of(self.lab, mine, spared)
+        control = Left.of(self.lab, mine, spared).mean()
         return Removal(
             without=float(left.kept.mean()),
             elsewhere=float(control.kept.mean()),
@@ -253,26 +259,35 @@ class Trial:
             images[self._order(len(images))][:most] for images in (carriers, others)
         )
         places = repeated(carriers, len(others))
-        kept, kept_of_others = (
-            self._kept(cue, images, at) for images, at in ((carriers, carriers), (others, places))
+        (before, after), (before_others, after_others) = (
+            self._filled(cue, images, at) for images, at in ((carriers, carriers), (others, places))
         )
         right, right_others = (self.sample.explained[i].numpy() for i in (carriers, others))
+        mine, theirs = after.only(right), after_others.only(right_others)
         return Others(
             deficit=difference(
-                float(kept_of_others.mean()), len(others), float(kept.mean()), len(carriers)
+                float(after_others.kept.mean()),
+                len(others),
+                float(after.kept.mean()),
+                len(carriers),
             ),
-            excess=most_kept(kept_of_others[:, right_others], kept[:, right]),
+            excess=most_kept(theirs, mine),
+            excess_cost=most_cost(
+                before_others.only(right_others).log_odds - theirs.log_odds,
+                before.only(right).log_odds - mine.log_odds,
+            ),
             right=int(right_others.sum()),
         )
 
-    def _kept(
+    def _filled(
         self, cue: Cue, images: Int[Tensor, " images"], places: Int[Tensor, " images"]
-    ) -> Float[np.ndarray, "fills images"]:
-        """Whether images are right without what is at some images' places, by fill."""
+    ) -> tuple[Left, Left]:
+        """Images before, and without what is at some images' places, with each fill."""
         mine, others = self._mine(images), self._drawn(len(images)).crops
-        masks = self._masks(cue, places)
-        edited = removal_of(cue, masks).cover(mine.crops, masks, others)
-        return np.concatenate([Left.of(self.lab, mine, [crops]).kept for crops in edited])
+        edited = removal_of(cue, self._masks(cue, places)).cover(
+            mine.crops, self._masks(cue, places), others
+        )
+        return Left.of(self.lab, mine, [mine.crops]), Left.of(self.lab, mine, edited)
 
     def _mine(self, images: Int[Tensor, " images"]) -> Images:
         return Images(self.sample.crops[images], torch.full((len(images),), self.sample.target))

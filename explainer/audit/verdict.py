@@ -22,10 +22,14 @@ LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what fillin
 # Filling a cue's places is to cost the class's other images less than carriers by half of what
 # these lose, and significantly or by so much, or all that they lose where that is less.
 ENOUGH_EXCESS = 0.25
+LEAST_EXCESS_COST = 0.5  # or so much more log-odds, and half of what these lose
 # Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
 # the class are carriers, or fewer images, the excess is to be significant, or that carriers are
 # right more often than the others, and q smaller.
 RARE_SHARE, RARE_CARRIERS, MOST_Q_OF_RARE = 0.25, 30, 0.01
+# And carriers that lost it are to be as right as the others, surely but for so much, or the excess
+# to be so large, surely: few images that show an object alike lose it all the same.
+MOST_DEFICIT_OF_RARE, LEAST_EXCESS_OF_RARE = 0.25, 0.2
 # The first tests leave open what is not so far below a threshold, or above it: a part of the
 # threshold, or of what filling the places is to cost; a p-value, of rare cues a smaller one.
 FAR_BELOW, LITTLE_EXCESS, BEYOND_DOUBT, BEYOND_DOUBT_OF_RARE = 0.5, 0.25, 1e-3, 1e-4
@@ -169,6 +173,7 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
         return False
     too_little = cue.others.excess.value < LITTLE_EXCESS * max(LEAST_DROP, removal.drop.value)
     too_little = too_little and cue.others.right >= LEAST_RIGHT
+    too_little = too_little and not _costs_more(cue.others, removal)
     may_be_alone = not cue.is_fixed and paste.lift.value > LEAST_LIFT
     return cue.others.deficit.low > 0 or (too_little and not may_be_alone)
 
@@ -221,12 +226,23 @@ def _is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 
 
 def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
+    is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
+    if _is_rare(cue) and not is_alike and others.excess.low <= LEAST_EXCESS_OF_RARE:
+        return True
+    if _costs_more(others, removal):
+        return False
     helps = cue.accuracy_of_carriers.low > cue.accuracy_of_others.high
     if _is_rare(cue) and others.excess.low <= 0 and not helps:
         return True
     drop = max(LEAST_DROP, removal.drop.value)
     enough = 0.0 if others.excess.low > 0 else min(ENOUGH_EXCESS, drop)
     return others.right >= LEAST_RIGHT and others.excess.value < max(drop / 2, enough)
+
+
+def _costs_more(others: Others, removal: Removal) -> bool:
+    """Whether carriers lose more log-odds than the others: most of what the cue costs them."""
+    enough = max(LEAST_EXCESS_COST, removal.cost.value / 2)
+    return others.excess_cost.low > 0 and others.excess_cost.value >= enough
 
 
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
