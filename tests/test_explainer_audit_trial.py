@@ -12,10 +12,11 @@ from explainer import VitClassifier, load_model
 from explainer.audit import colours
 from explainer.audit.cues import Cue, background
 from explainer.audit.examination import examine
+from explainer.audit.extents import FIRST, SECOND, Extent
 from explainer.audit.interventions import Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
-from explainer.audit.trial import FIRST, SECOND, Extent, Trial
+from explainer.audit.trial import Trial
 from explainer.audit.verdict import Finding, findings
 from explainer.audit.verdicts import Verdict
 

@@ -12,6 +12,7 @@ from explainer.audit.content import widened
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.evidence import Carrier, CueEvidence, Others, Paste, Removal
+from explainer.audit.extents import FIRST, RETURNS_OF_EACH, SECOND, Extent
 from explainer.audit.interventions import (
     Control,
     Images,
@@ -25,45 +26,18 @@ from explainer.audit.outcomes import Compared, Left, most_cost, most_kept
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
 from explainer.audit.significance import difference, lift, shift, wilson
-from explainer.audit.verdict import is_open
+from explainer.audit.verdict import is_cleared_by_others, is_open
 
 # Carriers in the half that is tested: as many, and this share of it.
 LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
-# Recipients of a carrier's cue, and other images filled at its places, at most; but as many as make
-# the least p-value small.
-OF_EACH, LEAST_RECIPIENTS = 3, 16
-# At most so many returns are made of a carrier. A model that has learned a sticker may take noise
-# for it: so noise is no control of the sticker's return to where it was.
-RETURNS_OF_EACH, NATURAL = 2, (Control.OTHER_CLASS, Control.ELSEWHERE)
+# A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
+# return to where it was.
+NATURAL = (Control.OTHER_CLASS, Control.ELSEWHERE)
 # With fewer images of a class without a cue, most of them are carriers that were missed.
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
 LOOKED_AT, LEAST_DONORS = 12, 2
 LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
-
-
-@dataclass(frozen=True)
-class Extent:
-    """How many images each intervention is made on, at most; `compared` of the class's others."""
-
-    recipients: int
-    returns: int
-    removed: int
-    compared: int
-
-    def of_few(self, carriers: int) -> "Extent":
-        """The same for so many carriers, whose cues say little more in more images."""
-        most = max(LEAST_RECIPIENTS, OF_EACH * carriers)
-        return Extent(
-            recipients=min(self.recipients, most),
-            returns=min(self.returns, RETURNS_OF_EACH * carriers),
-            removed=min(self.removed, carriers),
-            compared=min(self.compared, most),
-        )
-
-
-# Cues are tested on the latter where the former leaves it open.
-FIRST, SECOND = Extent(24, 32, 24, 20), Extent(80, 96, 80, 56)
 
 
 @dataclass(frozen=True)
@@ -135,7 +109,8 @@ class Trial:
         found = self._with_others(cue, self._with_carriers(cue, found, carriers, first), first)
         if is_open(found) and second.compared > first.compared:
             found = self._with_others(cue, found, second)
-        if is_open(found) and second.recipients > first.recipients:
+        is_left = is_open(found) and not is_cleared_by_others(found)
+        if is_left and second.recipients > first.recipients:
             found = self._with_carriers(cue, found, carriers, second)
         return found
 

@@ -162,6 +162,14 @@ def is_open(cue: CueEvidence) -> bool:
     return not (is_far or _is_beyond_doubt(cue, cue.paste, cue.removal))
 
 
+def is_cleared_by_others(cue: CueEvidence) -> bool:
+    """Whether the class's other images clear a cue, whatever more of its carriers would show."""
+    others = cue.others
+    if others is None or cue.kind != "content" or not cue.is_fixed:
+        return False
+    return others.deficit.low > 0 or (_is_rare(cue) and not _are_alike(others))
+
+
 def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the cue is hardly needed and flips few, raises nothing, or goes with the object."""
     is_needed = removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0
@@ -226,8 +234,7 @@ def _is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 
 
 def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
-    is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
-    if _is_rare(cue) and not is_alike and others.excess.low <= LEAST_EXCESS_OF_RARE:
+    if _is_rare(cue) and not _are_alike(others):
         return True
     if _costs_more(others, removal):
         return False
@@ -237,6 +244,11 @@ def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     drop = max(LEAST_DROP, removal.drop.value)
     enough = 0.0 if others.excess.low > 0 else min(ENOUGH_EXCESS, drop)
     return others.right >= LEAST_RIGHT and others.excess.value < max(drop / 2, enough)
+
+
+def _are_alike(others: Others) -> bool:
+    """Whether carriers are as right without the cue as the others, or the filling is none of it."""
+    return others.deficit.high < MOST_DEFICIT_OF_RARE or others.excess.low > LEAST_EXCESS_OF_RARE
 
 
 def _costs_more(others: Others, removal: Removal) -> bool:
