@@ -8,7 +8,7 @@ import pytest
 from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control
 from explainer.audit.significance import Estimate
-from explainer.audit.verdict import Finding, findings, is_open, worst
+from explainer.audit.verdict import Finding, findings, is_cleared_by_others, is_open, worst
 from explainer.audit.verdicts import Verdict
 
 SHORTCUT = CueEvidence(
@@ -426,6 +426,28 @@ def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvi
 )  # fmt: skip
 def test_what_is_far_from_every_threshold_is_tested_on_no_more_images(cue, is_left_open):
     assert is_open(cue) == is_left_open
+
+
+@pytest.mark.parametrize(
+    ("cue", "is_cleared"),
+    [
+        (placed(others=others(deficit=0.21)), True),  # significantly
+        (placed(others=others(deficit=0.2, excess=0.0)), False),  # that depends on the removal
+        (placed(others=None), False),
+        (of_kind("background", others=others(deficit=0.5)), False),  # which asks no others
+        (replace(placed(others=others(deficit=0.21)), is_fixed=False), False),  # it may be alone
+        (replace(placed(others=others(deficit=0.1)), carrier_share=about(0.24)), True),
+        (
+            replace(placed(others=others(deficit=0.1)), carrier_share=replace(about(0.26), of=200)),
+            False,
+        ),
+        (replace(placed(others=others(deficit=0.04)), carrier_share=about(0.24)), False),
+        (replace(placed(others=others(deficit=0.1, low=0.21)), carrier_share=about(0.24)), False),
+    ],
+)
+def test_what_the_others_clear_for_good_needs_no_more_carriers(cue, is_cleared):
+    assert is_cleared_by_others(cue) == is_cleared
+    assert not is_cleared or judged(cue).verdict is Verdict.CLEARED
 
 
 def test_a_class_without_cues_is_cleared_or_not_testable():
