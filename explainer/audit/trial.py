@@ -1,7 +1,7 @@
 """Interventions on one cue: give it to images, take it from them, each beside matched controls."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -42,13 +42,17 @@ LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
 
 @dataclass(frozen=True)
 class Trial:
-    """Tests cues of one class on the half of its images that they were not found in."""
+    """Tests cues of one class on the half of its images that they were not found in.
+
+    `known` are log-odds of the class's images as they are, each asked for once.
+    """
 
     lab: Laboratory
     sample: ClassSample
     recipients: Sequence[Images]
     generator: torch.Generator
     seed: int
+    known: dict[int, float] = field(default_factory=dict, init=False)
 
     def is_promising(self, cue: Cue) -> bool:
         """Whether removing a cue costs its carriers log-odds, or pasting it flips other images.
@@ -234,9 +238,10 @@ class Trial:
             images[self._order(len(images))][:most] for images in (carriers, others)
         )
         places = repeated(carriers, len(others))
-        (before, after), (before_others, after_others) = (
+        after, after_others = (
             self._filled(cue, images, at) for images, at in ((carriers, carriers), (others, places))
         )
+        before, before_others = (self._log_odds(images) for images in (carriers, others))
         right, right_others = (self.sample.explained[i].numpy() for i in (carriers, others))
         mine, theirs = after.only(right), after_others.only(right_others)
         return Others(
@@ -248,21 +253,26 @@ class Trial:
             ),
             excess=most_kept(theirs, mine),
             excess_cost=most_cost(
-                before_others.only(right_others).log_odds - theirs.log_odds,
-                before.only(right).log_odds - mine.log_odds,
+                before_others[right_others] - theirs.log_odds, before[right] - mine.log_odds
             ),
             right=int(right_others.sum()),
         )
 
     def _filled(
         self, cue: Cue, images: Int[Tensor, " images"], places: Int[Tensor, " images"]
-    ) -> tuple[Left, Left]:
-        """Images before, and without what is at some images' places, with each fill."""
-        mine, others = self._mine(images), self._drawn(len(images)).crops
-        edited = removal_of(cue, self._masks(cue, places)).cover(
-            mine.crops, self._masks(cue, places), others
-        )
-        return Left.of(self.lab, mine, [mine.crops]), Left.of(self.lab, mine, edited)
+    ) -> Left:
+        """Images without what is at some images' places, with each fill."""
+        mine, masks = self._mine(images), self._masks(cue, places)
+        others = self._drawn(len(images)).crops
+        return Left.of(self.lab, mine, removal_of(cue, masks).cover(mine.crops, masks, others))
+
+    def _log_odds(self, images: Int[Tensor, " images"]) -> Float[np.ndarray, " images"]:
+        new = [image for image in images.tolist() if image not in self.known]
+        if new:
+            mine = self._mine(torch.tensor(new))
+            asked = Left.of(self.lab, mine, [mine.crops]).log_odds[0]
+            self.known.update(zip(new, asked.tolist(), strict=True))
+        return np.array([self.known[image] for image in images.tolist()])
 
     def _mine(self, images: Int[Tensor, " images"]) -> Images:
         return Images(self.sample.crops[images], torch.full((len(images),), self.sample.target))
