@@ -88,13 +88,11 @@ def _gallery(sample: ClassSample, strangers: Images, cell: int) -> Gallery:
 def _promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
     """The best of the content's cues that show an effect on discovery, or else the background.
 
-    Those that can be tested come first: the others could only take their place. Colours are
-    looked at in any case. Nothing that is told rests on this look; it saves testing what does
-    nothing. A background that holds such a cue has its effect, too.
+    Colours are looked at in any case. Nothing that is told rests on this look; it saves testing
+    what does nothing. A background that holds such a cue has its effect, too.
     """
     of_content = [cue for cue in found if cue.kind == "content"][:MOST_PROMISING]
-    promising = [cue for cue in of_content if trial.is_promising(cue)]
-    kept = sorted(promising, key=lambda cue: not trial.can_test(cue))[:MOST_CUES]
+    kept = [cue for cue in of_content if trial.is_promising(cue)][:MOST_CUES]
     behind = [] if kept else [cue for cue in found if cue.kind == BACKGROUND]
     casts = [cue for cue in found if cue.kind == COLOURS]
     return kept + [cue for cue in behind + casts if trial.is_promising(cue)]

@@ -91,24 +91,18 @@ class Trial:
         looked = self._compared(recipients, cue, donors, [Control.OTHER_CLASS])
         return share(looked.treated.flips) - looked.flips[Control.OTHER_CLASS] >= LEAST_FLIPS
 
-    def can_test(self, cue: Cue) -> bool:
-        """Whether enough images carry a cue in the half that it was not found in."""
-        least = max(LEAST_TESTED, LEAST_TESTED_SHARE * int((~self.sample.discovery).sum()))
-        return len(self._tested(cue)) >= least
-
-    def _tested(self, cue: Cue) -> Int[Tensor, " carriers"]:
-        tested = cue.carriers & self.sample.explained & ~self.sample.discovery
-        return torch.nonzero(tested).flatten()
-
     def of(self, cue: Cue) -> CueEvidence:
         """A cue's interventions, on more images where the first ones leave open what it is.
 
         These settle only what is far from a threshold, as Haybittle and Peto let a trial end
         early. What costs least and settles most comes first.
         """
-        found, carriers = self._untested(cue), self._tested(cue)
-        if not self.can_test(cue):
+        found = self._untested(cue)
+        tested = cue.carriers & self.sample.explained & ~self.sample.discovery
+        least = max(LEAST_TESTED, LEAST_TESTED_SHARE * int((~self.sample.discovery).sum()))
+        if int(tested.sum()) < least:
             return found
+        carriers = torch.nonzero(tested).flatten()
         first, second = (extent.of_few(len(carriers)) for extent in (FIRST, SECOND))
         found = self._with_others(cue, self._with_carriers(cue, found, carriers, first), first)
         if is_open(found) and second.compared > first.compared:
