@@ -75,8 +75,9 @@ def _leave(codes: Sequence[int]) -> None:
     A thread of Arrow's that drops the last of a table while Python is taken down aborts the
     process, and its exit code with it (https://github.com/apache/arrow/issues/34314).
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # closed by who started us
+            stream.flush()
     for code in codes:
         os._exit(code)
 

@@ -162,7 +162,8 @@ def _of_cue(cue: CueEvidence) -> dict[str, Any]:
         row |= _estimate("drop", cue.removal.drop) | _estimate("cost", cue.removal.cost)
     if cue.others is not None:
         row |= _estimate("deficit", cue.others.deficit) | _estimate("excess", cue.others.excess)
-        row |= _estimate("excess_cost", cue.others.excess_cost)
+        if cue.others.excess_cost is not None:
+            row |= _estimate("excess_cost", cue.others.excess_cost)
     return row
 
 

@@ -50,9 +50,9 @@ def removal_of(cue: Cue, masks: Masks) -> Edit:
     """How a cue is taken from images, and what is done to them beside it.
 
     Where what lies at one place leaves no elsewhere these are other classes' pixels and another
-    carrier's: Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. Other images of
-    the class are filled in both ways all the same: which ends a frame's place with the pixels of
-    another class costs them most. What is taken off alone is taken off and put on again.
+    carrier's: Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. The
+    class's other images are filled in both ways all the same, as other classes' pixels around an
+    image may cost these as much. What is taken off alone is taken off and put on again.
     """
     edit = edit_of(cue)
     if cue.kind == COLOURS or not cue.is_fixed or have_elsewhere(masks):

@@ -71,19 +71,21 @@ class Others:
 
     `deficit`: how much more often they are right than carriers that lost the cue. `excess`: how
     many more of those that were, `right`, stay so than of such carriers, by the fill that tells
-    most. `excess_cost`: how much more log-odds such carriers lose than those, by such a fill.
+    most. `excess_cost`: how much more log-odds such carriers lose than those, by such a fill;
+    None of fewer than two.
     """
 
     deficit: Estimate
     excess: Estimate
-    excess_cost: Estimate
+    excess_cost: Estimate | None
     right: int
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Others":
         """From what dataclasses.asdict made of one, through JSON or not."""
-        estimates = {name: Estimate(**plain[name]) for name in ("deficit", "excess", "excess_cost")}
-        return cls(**{**plain, **estimates})
+        cost = plain["excess_cost"]
+        estimates = {name: Estimate(**plain[name]) for name in ("deficit", "excess")}
+        return cls(**{**plain, **estimates, "excess_cost": cost and Estimate(**cost)})
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,13 @@ def most_kept(others: Left, carriers: Left) -> Estimate:
 
 def most_cost(
     others: Float[np.ndarray, "fills others"], carriers: Float[np.ndarray, "fills carriers"]
-) -> Estimate:
-    """How much more log-odds carriers lose than the others, by the fill that tells most."""
+) -> Estimate | None:
+    """How much more log-odds carriers lose than the others, by the fill that tells most.
+
+    None where either are fewer than two.
+    """
+    if min(others.shape[1], carriers.shape[1]) < 2:
+        return None
     found = [between(mine, theirs) for mine, theirs in zip(carriers, others, strict=True)]
     return max(found, key=lambda each: each.value)
 

@@ -113,11 +113,9 @@ def between(
 ) -> Estimate:
     """How much larger the mean of the treated is than that of other units (Welch 1947).
 
-    Of fewer than two of either nothing is known: it is 0, without an interval.
+    There are two of each at least.
     """
     sizes = [len(treated), len(control)]
-    if min(sizes) < 2:
-        return Estimate(0.0, 0.0, 0.0, sum(sizes))
     one, two = (float(units.var(ddof=1)) / len(units) for units in (treated, control))
     spread = one**2 / (sizes[0] - 1) + two**2 / (sizes[1] - 1)
     freedom = int((one + two) ** 2 / spread) if spread else min(sizes) - 1

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Others, Paste, Removal
-from explainer.audit.significance import benjamini_hochberg
+from explainer.audit.significance import Estimate, benjamini_hochberg
 from explainer.audit.verdicts import Verdict, worst_of
 
 LEAST_LIFT, LEAST_DROP = 0.10, 0.10
@@ -140,6 +140,10 @@ def _on_content(
             "carriers without it are right far more seldom than the class's other images, or these "
             "lose as much at its places: it is part of what the class is"
         )
+    if cue.others and _is_unsure(cue, cue.others) and not _is_alone(cue, paste, removal):
+        return Verdict.CLEARED, (
+            "too few carriers to show that without it they are as right as the class's other images"
+        )
     if not is_needed:
         return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
     if not cue.is_fixed and cue.carrier_share.high >= OBJECT_SHARE:
@@ -165,9 +169,9 @@ def is_open(cue: CueEvidence) -> bool:
 def is_cleared_by_others(cue: CueEvidence) -> bool:
     """Whether the class's other images clear a cue, whatever more of its carriers would show."""
     others = cue.others
-    if others is None or cue.kind != "content" or not cue.is_fixed:
+    if others is None or cue.kind != "content":
         return False
-    return others.deficit.low > 0 or (_is_rare(cue) and not _are_alike(others))
+    return others.deficit.low > 0 or (cue.is_fixed and _is_unsure(cue, others))
 
 
 def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
@@ -179,9 +183,7 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
         return True
     if cue.others is None or cue.kind != "content":
         return False
-    too_little = cue.others.excess.value < LITTLE_EXCESS * max(LEAST_DROP, removal.drop.value)
-    too_little = too_little and cue.others.right >= LEAST_RIGHT
-    too_little = too_little and not _costs_more(cue.others, removal)
+    too_little = _is_little(cue.others.excess, removal) and cue.others.right >= LEAST_RIGHT
     may_be_alone = not cue.is_fixed and paste.lift.value > LEAST_LIFT
     return cue.others.deficit.low > 0 or (too_little and not may_be_alone)
 
@@ -193,8 +195,11 @@ def _is_beyond_doubt(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
         return False
     if cue.kind != "content":
         return cue.kind != "background" or paste.lift.low > LEAST_LIFT
-    is_its_own = cue.others is None or cue.others.excess.low >= LEAST_DROP
-    return is_its_own and not _is_part_of_the_class(cue, paste, removal)
+    if cue.others is None:
+        return True
+    if cue.others.excess.low < LEAST_DROP or _is_unsure(cue, cue.others):
+        return False
+    return not _is_part_of_the_class(cue, paste, removal)
 
 
 def _is_needed(removal: Removal) -> bool:
@@ -234,8 +239,6 @@ def _is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 
 
 def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
-    if _is_rare(cue) and not _are_alike(others):
-        return True
     if _costs_more(others, removal):
         return False
     helps = cue.accuracy_of_carriers.low > cue.accuracy_of_others.high
@@ -246,15 +249,30 @@ def _lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     return others.right >= LEAST_RIGHT and others.excess.value < max(drop / 2, enough)
 
 
-def _are_alike(others: Others) -> bool:
-    """Whether carriers are as right without the cue as the others, or the filling is none of it."""
-    return others.deficit.high < MOST_DEFICIT_OF_RARE or others.excess.low > LEAST_EXCESS_OF_RARE
+def _is_unsure(cue: CueEvidence, others: Others) -> bool:
+    """Whether few carriers leave open if they are as right without the cue as the others."""
+    is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
+    return _is_rare(cue) and not is_alike and others.excess.low <= LEAST_EXCESS_OF_RARE
 
 
 def _costs_more(others: Others, removal: Removal) -> bool:
-    """Whether carriers lose more log-odds than the others: most of what the cue costs them."""
+    """Whether the filling costs carriers more log-odds, by most of what they lose, than the others.
+
+    Shares are to say so, too, if not so clearly: where it takes all from both, log-odds tell only
+    how sure the model was of either.
+    """
+    if others.excess_cost is None or others.right < LEAST_RIGHT:
+        return False
     enough = max(LEAST_EXCESS_COST, removal.cost.value / 2)
-    return others.excess_cost.low > 0 and others.excess_cost.value >= enough
+    return (
+        others.excess_cost.low > 0
+        and others.excess_cost.value >= enough
+        and not _is_little(others.excess, removal)
+    )
+
+
+def _is_little(excess: Estimate, removal: Removal) -> bool:
+    return excess.value < LITTLE_EXCESS * max(LEAST_DROP, removal.drop.value)
 
 
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
@@ -268,7 +286,8 @@ def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
 
 def _severity(cue: CueEvidence, paste: Paste, removal: Removal) -> float:
     lost, others = removal.drop.value, cue.others
-    if others and others.right >= LEAST_RIGHT and not _is_alone(cue, paste, removal):
+    is_told = others and not _is_alone(cue, paste, removal) and not _costs_more(others, removal)
+    if others and others.right >= LEAST_RIGHT and is_told:
         lost = min(lost, others.excess.value)
     return cue.carrier_share.value * cue.accuracy_of_carriers.value * max(0.0, lost)
 
