@@ -17,7 +17,7 @@ from explainer.audit.interventions import Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import Trial
-from explainer.audit.verdict import Finding, findings
+from explainer.audit.verdict import Finding, findings, is_open
 from explainer.audit.verdicts import Verdict
 
 SIZE, GRID, PART = 96, (8, 8), 24  # pixels, tokens, and pixels across an object or a sticker
@@ -209,6 +209,53 @@ def test_more_images_are_tested_where_the_first_ones_leave_it_open(deciding, tes
     removal = trial.of(cue_of(regions, carriers, is_fixed=True)).removal
     assert removal.images == tested
     assert removal.drop.value == pytest.approx(deciding, abs=0.1)
+
+
+def test_log_odds_tell_what_the_filling_costs_carriers_alone():
+    """The class is right with its sticker and without, but surer with it."""
+
+    def rule(given: Tensor) -> Tensor:
+        found = has_sticker(given)
+        return torch.stack([8 * found + 4, 0 * found, 0 * found], 1)
+
+    carriers, place = torch.arange(IMAGES) % 4 < 2, (PART, 2 * PART)
+    images = backgrounds(IMAGES, seed=1)
+    regions = torch.stack(
+        [put(image if holds else image.clone(), STICKER, place)
+         for image, holds in zip(images, carriers.tolist(), strict=True)]
+    )  # fmt: skip
+    model = by_rule(rule)
+    trial = Trial(
+        Laboratory(model, 64), sample_of(model, images), [strangers()], torch.Generator(), 0
+    )
+    others = trial.of(cue_of(regions, carriers, is_fixed=True)).others
+    assert others.excess_cost.value == pytest.approx(8, abs=1e-3)
+    assert others.excess_cost.low > 7
+    assert others.excess.value == pytest.approx(0)
+
+
+def test_what_few_carriers_leave_open_is_not_given_to_more_images():
+    """They are as right without the sticker as the class's other images, but maybe less."""
+
+    def rule(given: Tensor) -> Tensor:
+        is_one = has_sticker(given) + (given[:, 2, 0, 0] > 0.3)
+        return torch.stack([8 * is_one.clamp(max=1) - 4, 0 * is_one, 0 * is_one], 1)
+
+    images, place = backgrounds(2 * SECOND.removed, seed=1), (PART, 2 * PART)
+    images[:, 2, 0, 0] = torch.linspace(0, 1, len(images))
+    carriers = torch.arange(len(images)) % 7 == 0
+    regions = torch.stack(
+        [put(image if holds else image.clone(), STICKER, place)
+         for image, holds in zip(images, carriers.tolist(), strict=True)]
+    )  # fmt: skip
+    model = by_rule(rule)
+    sample = sample_of(model, images)
+    trial = Trial(Laboratory(model, 64), sample, [strangers()], torch.Generator(), 0)
+    evidence = trial.of(cue_of(regions, carriers, is_fixed=True))
+    assert is_open(evidence)
+    assert evidence.others.deficit.low < 0
+    assert evidence.others.deficit.high >= 0.25
+    assert evidence.paste.shift.of == FIRST.recipients < SECOND.of_few(11).recipients
 
 
 def reddened(images: Tensor, cast: Tensor) -> Tensor:

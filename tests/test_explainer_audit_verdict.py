@@ -66,6 +66,7 @@ def rarely_alone(**changes: object) -> CueEvidence:
 ALIKE = Estimate(
     0.0, -0.24, 0.24, 100
 )  # as little as carriers' deficit is to be where they are few
+UNSURE = "too few carriers to show that without it they are as right as the class's other images"
 PART = (
     "carriers without it are right far more seldom than the class's other images, or these lose as "
     "much at its places: it is part of what the class is"
@@ -256,7 +257,7 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
                 carrier_share=Estimate(0.24, 0.2, 0.3, 100),
             ),
             Verdict.CLEARED,
-            PART,
+            UNSURE,
         ),
         (
             replace(
@@ -267,47 +268,6 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
             ),
             Verdict.SHORTCUT,
             "the same content at varying places is sufficient, and its carriers need it",
-        ),
-        (
-            rarely_alone(excess=about(0.0), excess_cost=Estimate(0.9, 0.1, 2.0, 50)),
-            Verdict.CLEARED,  # less than half of the 2.0 log-odds that carriers lose
-            PART,
-        ),
-        (
-            rarely_alone(excess=about(0.0), excess_cost=Estimate(1.5, 0.0, 3.0, 50)),
-            Verdict.CLEARED,
-            PART,
-        ),
-        (
-            rarely_alone(excess=about(0.0), excess_cost=Estimate(1.0, 0.1, 2.0, 50)),
-            Verdict.SHORTCUT,  # in log-odds the filling costs the others less
-            "the same content at varying places is sufficient, and its carriers need it",
-        ),
-        (
-            rarely_alone(
-                excess=about(0.0), excess_cost=Estimate(1.0, 0.1, 2.0, 50), deficit=about(0.21)
-            ),
-            Verdict.CLEARED,
-            PART,
-        ),
-        (
-            replace(  # a rare one, too
-                rarely_alone(
-                    excess=about(0.0), excess_cost=Estimate(1.0, 0.1, 2.0, 50), deficit=ALIKE
-                ),
-                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
-                accuracy_of_others=Estimate(0.8, 0.7, 0.9, 50),
-            ),
-            Verdict.SHORTCUT,
-            "the same content at varying places is sufficient, and its carriers need it",
-        ),
-        (
-            replace(
-                rarely_alone(excess=about(0.0), excess_cost=Estimate(0.49, 0.1, 2.0, 50)),
-                removal=removed(drop=0.5, cost=-0.5),
-            ),
-            Verdict.CLEARED,  # of 0.5 log-odds, but too little
-            PART,
         ),
         (
             replace(with_others(excess=about(0.09)), removal=removed(drop=0.0, cost=1.0)),
@@ -345,6 +305,56 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
 )
 def test_what_lacks_one_of_these_is_none(cue, verdict, reason):
     assert (judged(cue).verdict, judged(cue).reason) == (verdict, reason)
+
+
+MORE_COST = Estimate(1.0, 0.1, 2.0, 50)
+
+
+def in_log_odds(
+    excess: float = 0.13, cost: Estimate | None = MORE_COST, **changes: object
+) -> CueEvidence:
+    """Carriers lose 0.5 and 2.0 log-odds; the filling costs the others less in these alone."""
+    return rarely_alone(excess=about(excess), excess_cost=cost, **changes)
+
+
+def rare(cue: CueEvidence) -> CueEvidence:
+    share, accuracy = Estimate(0.24, 0.2, 0.3, 100), Estimate(0.8, 0.7, 0.9, 50)
+    return replace(cue, carrier_share=share, accuracy_of_others=accuracy)
+
+
+@pytest.mark.parametrize(
+    ("cue", "is_shortcut"),
+    [
+        (in_log_odds(), True),
+        (in_log_odds(cost=None), False),
+        (in_log_odds(cost=Estimate(0.9, 0.1, 2.0, 50)), False),  # less than half of 2.0
+        (in_log_odds(cost=Estimate(1.5, 0.0, 3.0, 50)), False),
+        (in_log_odds(excess=0.12), False),  # all are lost to the filling, carriers from higher up
+        (in_log_odds(deficit=about(0.21)), False),
+        (rare(in_log_odds(deficit=ALIKE)), True),
+        (rare(in_log_odds(deficit=ALIKE, right=7)), False),
+        (replace(in_log_odds(cost=Estimate(0.49, 0.1, 2.0, 50)),
+                 removal=removed(drop=0.5, cost=-0.5)), False),
+    ],
+)  # fmt: skip
+def test_the_filling_may_cost_the_others_less_in_log_odds(cue, is_shortcut):
+    assert (judged(cue).verdict is Verdict.SHORTCUT) == is_shortcut
+    assert is_shortcut or judged(cue).reason == PART
+
+
+def test_what_costs_more_log_odds_is_as_severe_as_what_its_carriers_lose():
+    assert judged(in_log_odds()).severity == pytest.approx(0.5 * 0.5)
+    assert judged(in_log_odds(cost=None)).severity == pytest.approx(0.5 * 0.13)
+
+
+def test_few_carriers_that_leave_it_open_are_no_part_of_the_class():
+    unsure = rarely_alone(excess=Estimate(0.6, 0.19, 0.8, 50), deficit=Estimate(0.0, -0.3, 0.3, 50))
+    finding = judged(rare(unsure))
+    assert finding.verdict is Verdict.CLEARED
+    assert finding.reason == UNSURE
+    assert judged(unsure).verdict is Verdict.SHORTCUT
+    alone = replace(rare(unsure), paste=SHORTCUT.paste)
+    assert judged(alone).verdict is Verdict.SHORTCUT
 
 
 def test_colours_that_raise_the_class_and_are_needed_are_context():
@@ -393,7 +403,7 @@ def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvi
         (placed(others=others(excess=0.13, low=-0.1)), True),
         (placed(others=others(excess=0.12, low=-0.1)), False),  # less than a quarter of 0.5
         (placed(others=replace(others(excess=0.12, low=-0.1),
-                               excess_cost=Estimate(1.0, 0.1, 2.0, 40))), True),
+                               excess_cost=Estimate(1.0, 0.1, 2.0, 40))), False),
         (placed(others=others(excess=0.12, low=-0.1, right=7)), True),
         (replace(placed(others=others(excess=0.12, low=-0.1)), is_fixed=False), True),
         (placed(others=others(deficit=0.2, excess=0.24)), True),
@@ -435,7 +445,11 @@ def test_what_is_far_from_every_threshold_is_tested_on_no_more_images(cue, is_le
         (placed(others=others(deficit=0.2, excess=0.0)), False),  # that depends on the removal
         (placed(others=None), False),
         (of_kind("background", others=others(deficit=0.5)), False),  # which asks no others
-        (replace(placed(others=others(deficit=0.21)), is_fixed=False), False),  # it may be alone
+        (replace(placed(others=others(deficit=0.21)), is_fixed=False), True),
+        (
+            replace(placed(others=others(deficit=0.1)), is_fixed=False, carrier_share=about(0.24)),
+            False,
+        ),  # it may be alone
         (replace(placed(others=others(deficit=0.1)), carrier_share=about(0.24)), True),
         (
             replace(placed(others=others(deficit=0.1)), carrier_share=replace(about(0.26), of=200)),
