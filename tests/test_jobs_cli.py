@@ -134,6 +134,12 @@ def test_a_command_ends_without_taking_the_interpreter_down(finished):
     assert subprocess.run(command, capture_output=True, check=False).returncode == Exit.BAD_INPUT
 
 
+def test_a_command_whose_output_is_closed_ends_as_others_do(finished):
+    command = ["sh", "-c", 'exec "$@" >&-', "-", sys.executable, "-m", "jobs.cli", "verify"]
+    ended = subprocess.run([*command, finished.out], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_no_command_is_aborted_at_its_end(finished):
     """Six at once on two cores, as that is what makes Arrow's threads late."""
