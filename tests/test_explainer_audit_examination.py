@@ -133,7 +133,7 @@ def test_its_carriers_are_those_that_were_planted_and_its_region_is_the_plant(
 
 
 def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
-    """Noise in place of one half changes nothing of what rests on the other half alone."""
+    """Noise in place of its carriers of one half changes nothing of what the other half tests."""
     sample = world.sample(WATERMARKED)
     # With the pixels of its carriers: an overlay is what the discovery half tells of it.
     cue = replace(examined[WATERMARKED].cues[0], overlay=None)
@@ -145,7 +145,7 @@ def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
 
     noisy = noise(sample.crops, torch.Generator().manual_seed(4))
     found_in, tested_on = (
-        torch.where(half[:, None, None, None], noisy, sample.crops)
+        torch.where((half & cue.carriers)[:, None, None, None], noisy, sample.crops)
         for half in (sample.discovery, ~sample.discovery)
     )
     expected, got = (trial(crops).of(cue) for crops in (sample.crops, found_in))
@@ -155,6 +155,7 @@ def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
         mine, want = (astuple(getattr(each.paste, name)) for each in (got, expected))
         assert mine == pytest.approx(want, abs=1e-4)
     assert got.removal.drop == expected.removal.drop
+    assert got.others.excess == expected.others.excess
     assert trial(tested_on).of(cue).removal.drop != expected.removal.drop
     assert trial(tested_on).is_promising(cue)
     assert not trial(found_in).is_promising(cue)
