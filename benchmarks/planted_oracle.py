@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from planted import BATCH, Explained, load, sample_of
 
 from benchmarks.planted_cells import AUDITED, HELD_OUT, Cell, cells_of, drawn
-from benchmarks.planted_report import FLAGGED
 from explainer.audit import colours
 from explainer.audit.cues import Cue
 from explainer.audit.evidence import ClassEvidence
@@ -36,6 +35,7 @@ from explainer.audit.overlays import Overlay
 from explainer.audit.sample import ClassSample
 from explainer.audit.trial import Trial
 from explainer.audit.verdict import Finding, findings
+from explainer.audit.verdicts import ACCUSED
 from jobs.audit_plan import ClassImages, class_images, recipients
 
 out = Console(soft_wrap=True, highlight=False)
@@ -92,7 +92,7 @@ def took(folder: Path, number: int) -> list[Known]:
     lines = json.loads((folder / f"audit-{number}.json").read_text())
     cells = cells_of(number)
     return [
-        Known(number, line["target"], cells[line["target"]], line["verdict"] in FLAGGED)
+        Known(number, line["target"], cells[line["target"]], line["verdict"] in ACCUSED)
         for line in lines
         if line["plant"] and line["took"]
     ]
@@ -146,7 +146,7 @@ def print_table(found: list[tuple[Known, Finding]]) -> None:
         what = f"| {plant.kind} | {plant.size} | {known.cell.rate:.0%} | {flagged}"
         out.print(f"{what} | {finding.verdict} | {finding.reason} |", markup=False)
     audit = sum(known.was_flagged for known, _ in found)
-    known_flagged = sum(str(finding.verdict) in FLAGGED for _, finding in found)
+    known_flagged = sum(finding.verdict in ACCUSED for _, finding in found)
     out.print(f"\nflagged: {audit} of {len(found)} by the audit, {known_flagged} where known")
 
 

@@ -5,7 +5,7 @@
 A class is flagged where its verdict is `shortcut`, `compact cue` or `context`. Totals are over the
 plants that took and over all; clean classes are those without a plant of all planted models, icons
 left out, which are decoys. A class's score is the place that the audit gives it: first what it
-flags, then the severity of its cues.
+flags, then the rank of its findings (explainer/audit/verdict.py).
 """
 
 import argparse
@@ -34,9 +34,8 @@ from benchmarks.planted_cells import (
 from benchmarks.planted_pictures import CLASSES, ICONS, LOCAL
 from explainer.audit.significance import wilson
 from explainer.audit.statistics import as_shares, auc, largest_z, summary
+from explainer.audit.verdicts import ACCUSED
 
-WITHOUT_CUE = -1.0
-FLAGGED = ("shortcut", "compact cue: look at it", "context")
 NEIGHBOURS, MOST_CLUSTERS = 10, 8
 BASELINES = {
     "the audit": "score",
@@ -83,19 +82,11 @@ def main() -> None:
 
 
 def read(folder: Path, number: int) -> list[Row]:
-    """The classes of one audit, each with its score."""
+    """The classes of one audit, and whether each is flagged."""
     rows: list[Row] = json.loads((folder / f"audit-{number}.json").read_text())
     for row in rows:
-        row["score"] = max((score(cue) for cue in row["cues"]), default=WITHOUT_CUE)
-        row["flagged"] = row["verdict"] in FLAGGED
+        row["flagged"] = row["verdict"] in ACCUSED
     return rows
-
-
-def score(cue: Row) -> float:
-    """Its severity (explainer/audit/verdict.py), and one more where its verdict flags its class."""
-    if cue["drop"] is None:
-        return WITHOUT_CUE
-    return cue["severity"] + (cue["verdict"] in FLAGGED)
 
 
 def is_icon(row: Row) -> bool:

@@ -15,6 +15,7 @@ from benchmarks.planted_pictures import sample
 from explainer import VitClassifier
 from explainer.audit.evidence import ClassEvidence, CueEvidence
 from explainer.audit.verdict import Finding, worst
+from explainer.audit.verdicts import ACCUSED
 
 # Least share of a token that a plant covers where it counts as the plant's.
 COVERED = 0.25
@@ -25,6 +26,7 @@ def compared(evidence: ClassEvidence, judged: list[Finding], planted: Tensor) ->
     return {
         "target": evidence.target,
         "verdict": str(worst(judged)[evidence.target]),
+        "score": max(2 * (each.verdict in ACCUSED) + each.rank for each in judged),
         "cues": [compared_cue(each, cue, planted) for each in judged if (cue := each.of_cue)],
     } | {name: getattr(evidence, name) for name in ("candidates", "passes", "explained")}
 

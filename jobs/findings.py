@@ -134,9 +134,8 @@ def _row(report: Report, finding: Finding) -> dict[str, Any]:
         "q_value": finding.q_value,
         "accuracy_without": finding.accuracy_without,
     }
-    row |= {
-        name: getattr(evidence, name) for name in ("images", "explained", "candidates", "passes")
-    }
+    counted = ("images", "explained", "candidates", "passes", "apart")
+    row |= {name: getattr(evidence, name) for name in counted}
     cue = finding.of_cue
     return row if cue is None else row | _of_cue(cue)
 

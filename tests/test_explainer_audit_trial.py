@@ -16,8 +16,9 @@ from explainer.audit.extents import FIRST, SECOND, Extent
 from explainer.audit.interventions import Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
+from explainer.audit.stopping import is_open
 from explainer.audit.trial import Trial
-from explainer.audit.verdict import Finding, findings, is_open
+from explainer.audit.verdict import Finding, findings
 from explainer.audit.verdicts import Verdict
 
 SIZE, GRID, PART = 96, (8, 8), 24  # pixels, tokens, and pixels across an object or a sticker
@@ -296,9 +297,10 @@ def test_images_as_others_in_colour_have_no_cast():
     model = by_rule(by_redness)
     sample = sample_of(model, backgrounds(IMAGES, seed=1))
     others = crops_of(backgrounds(OTHERS, seed=5))
-    assert colours.cast(sample, others) is None
+    assert colours.cast(sample, colours.Side.of(sample, others)) is None
     few = reddened(backgrounds(IMAGES, seed=1), torch.arange(IMAGES) % 16 == 0)
-    assert colours.cast(replace(sample, crops=crops_of(few)), others) is None
+    sample = replace(sample, crops=crops_of(few))
+    assert colours.cast(sample, colours.Side.of(sample, others)) is None
 
 
 def test_recoloured_images_have_the_colours_that_were_asked_for():

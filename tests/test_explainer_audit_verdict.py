@@ -8,7 +8,8 @@ import pytest
 from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control
 from explainer.audit.significance import Estimate
-from explainer.audit.verdict import Finding, findings, is_cleared_by_others, is_open, worst
+from explainer.audit.stopping import is_cleared_by_others, is_open
+from explainer.audit.verdict import Finding, findings, worst
 from explainer.audit.verdicts import Verdict
 
 SHORTCUT = CueEvidence(
@@ -331,8 +332,7 @@ def rare(cue: CueEvidence) -> CueEvidence:
         (in_log_odds(cost=Estimate(1.5, 0.0, 3.0, 50)), False),
         (in_log_odds(excess=0.12), False),  # all are lost to the filling, carriers from higher up
         (in_log_odds(deficit=about(0.21)), False),
-        (rare(in_log_odds(deficit=ALIKE)), True),
-        (rare(in_log_odds(deficit=ALIKE, right=7)), False),
+        (rare(in_log_odds(deficit=ALIKE)), False),  # of few carriers shares alone tell
         (replace(in_log_odds(cost=Estimate(0.49, 0.1, 2.0, 50)),
                  removal=removed(drop=0.5, cost=-0.5)), False),
     ],
@@ -362,6 +362,32 @@ def test_colours_that_raise_the_class_and_are_needed_are_context():
     assert judged(cast).verdict is Verdict.CONTEXT
     assert judged(cast).reason == "the colours of its images raise it in others, and it needs them"
     assert judged(replace(cast, removal=removed(0.09, 1.0))).verdict is Verdict.CLEARED
+    few = replace(rare(cast), paste=replace(SHORTCUT.paste, p_value=0.02))
+    assert judged(few).verdict is Verdict.CLEARED
+    assert judged(replace(few, carrier_share=SHORTCUT.carrier_share)).verdict is Verdict.CONTEXT
+
+
+def test_colours_that_the_other_images_need_as_much_are_cleared():
+    cast = replace(with_others(excess=about(0.24)), kind="colours", origin="colours", area=1.0)
+    assert judged(cast).verdict is Verdict.CLEARED
+    assert (
+        judged(cast).reason == "the class's other images lose as much with other classes' colours"
+    )
+    assert judged(replace(cast, others=None)).verdict is Verdict.CONTEXT
+
+
+def test_a_texture_is_a_shortcut_where_the_class_does_without_and_may_be_the_object_where_not():
+    texture = replace(SHORTCUT, kind="texture", origin="spectrum", area=0.6)
+    assert judged(texture).verdict is Verdict.SHORTCUT
+    assert judged(texture).reason == (
+        "the same texture at varying places is sufficient, and its carriers need it"
+    )
+    most = replace(texture, carrier_share=Estimate(0.95, 0.9, 0.97, 100), others=None)
+    assert judged(most).verdict is Verdict.COMPACT_CUE
+    # It covers most of an image, and so may the object that it is part of: alone it tells nothing.
+    as_much = replace(SHORTCUT, others=replace(SHORTCUT.others, excess=about(0.1)))
+    assert judged(as_much).verdict is Verdict.SHORTCUT
+    assert judged(replace(as_much, kind="texture")).reason == PART
 
 
 def test_a_background_that_flips_and_is_needed_is_context():
@@ -387,7 +413,7 @@ def others(deficit: float = 0.0, excess: float = 0.4, low: float = 0.1, right: i
     return Others(about(deficit), Estimate(excess, low, 0.9, 40), unlike, right)
 
 
-def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvidence:
+def of_kind(kind: Literal["background", "texture", "colours"], **changes: object) -> CueEvidence:
     return replace(placed(**changes), kind=kind)
 
 
@@ -407,7 +433,8 @@ def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvi
         (placed(others=others(excess=0.12, low=-0.1, right=7)), True),
         (replace(placed(others=others(excess=0.12, low=-0.1)), is_fixed=False), True),
         (placed(others=others(deficit=0.2, excess=0.24)), True),
-        (placed(others=others(deficit=0.21, excess=0.24)), False),  # significantly
+        (placed(others=others(deficit=0.21, excess=0.24, low=0.0)), False),  # significantly
+        (placed(others=others(deficit=0.21, excess=0.24)), True),  # but these lose less, surely
         (placed(paste=replace(SHORTCUT.paste, shift=about(-1.0), restored=about(0.0))), False),
         (placed(removal=removed(drop=0.04, cost=0.0)), True),  # it flips others
         (placed(removal=removed(drop=0.04, cost=0.0),
@@ -427,8 +454,11 @@ def of_kind(kind: Literal["background", "colours"], **changes: object) -> CueEvi
                         others=replace(others(), deficit=ALIKE)),
                  carrier_share=about(0.24)), False),
         (of_kind("colours", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
+        (of_kind("colours", removal=removed(drop=0.3, cost=1.0)), True),
         (of_kind("colours", removal=removed(drop=0.3, cost=1.0),
-                 others=others(excess=0.0, low=-0.1)), True),  # its rule asks no others
+                 others=others(excess=0.0, low=-0.1)), False),  # these need them as much
+        (of_kind("texture", others=others(excess=0.0, low=-0.1)), False),
+        (of_kind("texture", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
         (of_kind("background", others=others(excess=0.0, low=-1.0, right=0)), False),
         (of_kind("background", others=None,
                  paste=replace(SHORTCUT.paste, p_value=0.0009, lift=about(0.3))), True),

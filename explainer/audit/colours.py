@@ -4,17 +4,20 @@ Colours of an image are the mean and the spread of each of its channels, which a
 given (Reinhard et al., Color Transfer between Images, 2001, here in RGB).
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from explainer.audit.cues import Cue
 from explainer.audit.sample import ClassSample
+from explainer.audit.statistics import auc
 
 COLOURS = "colours"
 # A carrier's colours are farther on the class's side than this share of other classes' images; no
-# cue where so few images of the class are.
-OF_OTHERS, LEAST_SHARE = 0.95, 1 / 3
+# cue where fewer of the class's images are, in either half.
+OF_OTHERS, LEAST_SHARE = 0.98, 0.15
 # Less spread than this in a channel, of 1, is none to stretch; of the covariance so much is added.
 LEAST_SPREAD, RIDGE = 0.02, 1e-4
 
@@ -27,6 +30,17 @@ def colours(
     return torch.cat([pixels.mean(2), pixels.std(2)], 1)
 
 
+def described(
+    crops: UInt8[Tensor, "images 3 height width"],
+) -> Float[Tensor, "images 12"]:
+    """Colours, and the least and the largest value of each channel, in [0, 1].
+
+    A cast narrows their range, whatever an image holds: black is black no longer.
+    """
+    pixels = crops.flatten(2).float() / 255
+    return torch.cat([colours(crops), pixels.amin(2), pixels.amax(2)], 1)
+
+
 def recoloured(
     crops: UInt8[Tensor, "images 3 height width"], wanted: Float[Tensor, "#images 6"]
 ) -> UInt8[Tensor, "images 3 height width"]:
@@ -37,24 +51,40 @@ def recoloured(
     return (255 * result).round().clamp(0, 255).to(torch.uint8)
 
 
-def cast(sample: ClassSample, others: UInt8[Tensor, "others 3 height width"]) -> Cue | None:
-    """The colours that tell images of a class from others, or None where few images have them.
+@dataclass(frozen=True)
+class Side:
+    """How far each image's colours are on the class's side, and those of other classes' images.
 
-    The side of the class is found on its discovery half (Fisher's linear discriminant).
+    The side is found on the class's discovery half (Fisher's linear discriminant).
     """
-    mine, theirs = colours(sample.crops), colours(others)
-    spread = torch.cov(theirs.T) + RIDGE * torch.eye(mine.shape[1])
-    towards = torch.linalg.solve(
-        spread, mine[sample.discovery].median(0).values - theirs.median(0).values
-    )
-    likeness, of_others = mine @ towards, theirs @ towards
-    threshold = float(of_others.quantile(OF_OTHERS))
-    if float((likeness[sample.discovery] >= threshold).float().mean()) < LEAST_SHARE:
+
+    mine: Float[Tensor, " images"]
+    theirs: Float[Tensor, " others"]
+
+    @classmethod
+    def of(cls, sample: ClassSample, others: UInt8[Tensor, "others 3 height width"]) -> "Side":
+        """The side of a class, by other classes' crops."""
+        mine, theirs = described(sample.crops), described(others)
+        spread = torch.cov(theirs.T) + RIDGE * torch.eye(mine.shape[1])
+        towards = torch.linalg.solve(
+            spread, mine[sample.discovery].median(0).values - theirs.median(0).values
+        )
+        return cls(mine @ towards, theirs @ towards)
+
+    def apart(self, sample: ClassSample) -> float:
+        """Whether colours tell images of the half that it was not found on: an AUC, 0.5 if not."""
+        return auc(self.mine[~sample.discovery].numpy(), self.theirs.numpy())
+
+
+def cast(sample: ClassSample, side: Side) -> Cue | None:
+    """The colours that tell images of a class from others, or None where few images have them."""
+    threshold = float(side.theirs.quantile(OF_OTHERS))
+    if sample.least_share(side.mine >= threshold) < LEAST_SHARE:
         return None
     return Cue(
         kind="colours",
         origin=COLOURS,
-        likeness=likeness,
+        likeness=side.mine,
         threshold=threshold,
         masks=torch.ones(len(sample), *sample.size, dtype=torch.bool),
         places=torch.tensor(sample.grid).float().div(2).expand(len(sample), -1),

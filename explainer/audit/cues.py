@@ -31,7 +31,7 @@ class Cue:
     classes' images are like them.
     """
 
-    kind: Literal["content", "background", "colours"]
+    kind: Literal["content", "background", "texture", "colours"]
     origin: str
     likeness: Float[Tensor, " images"]
     threshold: float

@@ -15,6 +15,7 @@ from explainer.audit.colours import COLOURS, colours, recoloured
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.interventions import Control, Fill, filled, have_elsewhere, moved
 from explainer.audit.overlays import Overlay
+from explainer.audit.textures import TEXTURE
 
 Crops = UInt8[Tensor, "images 3 height width"]
 Masks = Bool[Tensor, "images height width"]
@@ -126,6 +127,7 @@ _PIXELS = Edit(_paste, _paste, _fill, _fill, _fill_elsewhere, tuple(Control))
 _EDITS: Mapping[str, Edit] = {
     "content": _PIXELS,
     BACKGROUND: _PIXELS,
+    TEXTURE: Edit(_paste, _paste, _replace, _replace, _exchange, (Control.OTHER_CLASS,)),
     COLOURS: Edit(
         _recolour,
         _recolour,

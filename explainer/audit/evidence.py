@@ -97,7 +97,7 @@ class CueEvidence:
     predicted as the class. `others` is None where hardly any image is without the cue.
     """
 
-    kind: Literal["content", "background", "colours"]
+    kind: Literal["content", "background", "texture", "colours"]
     origin: str
     is_fixed: bool
     area: float
@@ -132,7 +132,7 @@ class ClassEvidence:
 
     `images` were sampled, `explained` of them are predicted as the class; `candidates` are cues
     that were found, of which the best are tested where a first look at them shows an effect;
-    `passes` is what it cost, in images through the model.
+    `passes` is what it cost, in images through the model. `apart`: see colours.Side.
     """
 
     target: int
@@ -140,6 +140,7 @@ class ClassEvidence:
     explained: int
     candidates: int
     passes: int
+    apart: float = 0.5
     cues: tuple[CueEvidence, ...] = ()
     untestable: str | None = None
 

@@ -6,6 +6,7 @@ test share no image of the class.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 
@@ -18,6 +19,7 @@ from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.marks import mark
 from explainer.audit.proposals import Proposer
 from explainer.audit.sample import ClassSample
+from explainer.audit.textures import TEXTURE, texture
 from explainer.audit.trial import Trial
 
 # Images of a class, or of other classes, with which nothing can be said.
@@ -47,8 +49,10 @@ def examine(
     others = pool.only(pool.classes != sample.target)
     explained = int(sample.explained.sum())
     evidence = ClassEvidence(sample.target, len(sample), explained, candidates=0, passes=0)
-    strangers = len(others) + len(rivals)
-    for count, what in ((explained, "predicted as it"), (strangers, "of other classes")):
+    for count, what in (
+        (explained, "predicted as it"),
+        (len(others) + len(rivals), "of other classes"),
+    ):
         if count < LEAST_IMAGES:
             reason = f"{count} images {what}; {LEAST_IMAGES} are needed"
             return Examination(replace(evidence, untestable=reason), ())
@@ -56,23 +60,30 @@ def examine(
     groups = [others, rivals]
     if min(len(group) for group in groups) < LEAST_IMAGES:
         groups = [Images.joined(groups)]  # as many of each would repeat a few
-    found = _candidates(lab, sample, Images.joined(groups), generator)
+    strangers = Images.joined(groups)
+    side = colours.Side.of(sample, strangers.crops)
+    found = _candidates(lab, sample, strangers, side, generator)
     trial = Trial(lab, sample, groups, generator, seed)
     chosen = _promising(trial, found)
     tested = tuple(trial.of(cue) for cue in chosen)
-    evidence = replace(evidence, candidates=len(found), cues=tested, passes=lab.passes - before)
-    return Examination(evidence, tuple(chosen))
+    passes = lab.passes - before
+    told = replace(evidence, candidates=len(found), passes=passes, apart=side.apart(sample))
+    return Examination(replace(told, cues=tested), tuple(chosen))
 
 
 def _candidates(
-    lab: Laboratory, sample: ClassSample, strangers: Images, generator: torch.Generator
+    lab: Laboratory,
+    sample: ClassSample,
+    strangers: Images,
+    side: colours.Side,
+    generator: torch.Generator,
 ) -> list[Cue]:
-    """Cues of content, best first, the background, and colours where they tell the class."""
+    """Cues of content, best first, the background, and what of whole images tells the class."""
     cell = content.pixels_of_a_cell(sample.grid)
     gallery, fine = (_gallery(sample, strangers, pixels) for pixels in (cell, FINER * cell))
     seeds = Proposer(lab, sample, generator).seeds(gallery.mine, gallery.theirs)
-    cast = colours.cast(sample, strangers.crops)
-    of_whole = [cues.background(sample), *([] if cast is None else [cast])]
+    whole = (texture(sample, strangers.crops), colours.cast(sample, side))
+    of_whole = [cues.background(sample), *(each for each in whole if each is not None)]
     placed = mark(fine)
     marked = None if placed is None else cues.of_mark(sample, placed, strangers.crops)
     return [*cues.found(sample, gallery, seeds, marked), *of_whole]
@@ -86,13 +97,15 @@ def _gallery(sample: ClassSample, strangers: Images, cell: int) -> Gallery:
 
 
 def _promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
-    """The best of the content's cues that show an effect on discovery, or else the background.
+    """What shows an effect on discovery: the best of the content's cues, or else the background.
 
-    Colours are looked at in any case. Nothing that is told rests on this look; it saves testing
-    what does nothing. A background that holds such a cue has its effect, too.
+    What whole images hold is looked at first, and few have any; it takes the place of a second of
+    content. Nothing that is told rests on this look; it saves testing what does nothing. A
+    background that holds such a cue has its effect, too.
     """
+    of_whole = [cue for cue in found if cue.kind in (TEXTURE, COLOURS) and trial.is_promising(cue)]
+    most = max(1, MOST_CUES - len(of_whole))
     of_content = [cue for cue in found if cue.kind == "content"][:MOST_PROMISING]
-    kept = [cue for cue in of_content if trial.is_promising(cue)][:MOST_CUES]
+    kept = list(islice((cue for cue in of_content if trial.is_promising(cue)), most))
     behind = [] if kept else [cue for cue in found if cue.kind == BACKGROUND]
-    casts = [cue for cue in found if cue.kind == COLOURS]
-    return kept + [cue for cue in behind + casts if trial.is_promising(cue)]
+    return kept + [cue for cue in behind if trial.is_promising(cue)] + of_whole

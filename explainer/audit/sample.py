@@ -34,6 +34,10 @@ class ClassSample:
         """Height and width of the crops."""
         return (self.crops.shape[-2], self.crops.shape[-1])
 
+    def least_share(self, held: Bool[Tensor, " images"]) -> float:
+        """The share that holds something, in the half of fewer."""
+        return min(float(held[half].float().mean()) for half in (self.discovery, ~self.discovery))
+
     def drawn(self, most: int, generator: torch.Generator) -> Int[Tensor, " drawn"]:
         """At most so many of the discovery half in a random order, explained ones first."""
         chosen = torch.nonzero(self.discovery).flatten()

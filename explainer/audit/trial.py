@@ -26,7 +26,7 @@ from explainer.audit.outcomes import Compared, Left, most_cost, most_kept
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
 from explainer.audit.significance import difference, lift, shift, wilson
-from explainer.audit.verdict import is_cleared_by_others, is_open
+from explainer.audit.stopping import is_cleared_by_others, is_open
 
 # Carriers in the half that is tested: as many, and this share of it.
 LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04

@@ -1,0 +1,118 @@
+"""What the evidence about a cue says, criterion by criterion; their thresholds are in one place.
+
+A cue is *needed* where its carriers are lost without it, and *sufficient* where pasting it raises
+the class beyond its controls, in other classes' images or in carriers that lost it. Parts of an
+object are both, too. What tells a shortcut is that many images share the same pixels, and that the
+class's other images, which are without, are right no more often than its carriers are once it is
+gone: the object is still there, and does not help. Where an object is cut, carriers fall far below
+the others.
+"""
+
+from explainer.audit.evidence import CueEvidence, Others, Paste, Removal
+from explainer.audit.significance import Estimate
+
+LEAST_LIFT, LEAST_DROP = 0.10, 0.10
+LIFT_ALONE = 0.25  # a moving cue that flips so many more images needs no object beside it
+LEAST_RIGHT = 8  # so many of a class's other images, at least, tell what filling costs them
+# Filling a cue's places is to cost the class's other images less than carriers by half of what
+# these lose, and significantly or by so much, or all that they lose where that is less.
+ENOUGH_EXCESS = 0.25
+LITTLE_EXCESS = 0.25  # less than such a part of it is little
+LEAST_EXCESS_COST = 0.5  # or so much more log-odds, and half of what these lose
+# Of hundreds of windows some are alike by chance in a few images; where fewer than this share of
+# the class are carriers, or fewer images, the excess is to be significant, or that carriers are
+# right more often than the others, and q smaller.
+RARE_SHARE, RARE_CARRIERS = 0.25, 30
+MOST_Q, MOST_Q_OF_RARE = 0.05, 0.01
+# And carriers that lost it are to be as right as the others, surely but for so much, or the excess
+# to be so large, surely: few images that show an object alike lose it all the same.
+MOST_DEFICIT_OF_RARE, LEAST_EXCESS_OF_RARE = 0.25, 0.2
+# Carriers that are less right than the others by so much of what they lost have lost an object.
+OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
+
+
+def is_of_pixels(cue: CueEvidence) -> bool:
+    """Whether it is of the kinds that are beside an object, or part of it."""
+    return cue.kind in ("content", "texture")
+
+
+def is_needed(removal: Removal) -> bool:
+    """Whether carriers lose so much without it, significantly, beyond what as much else costs."""
+    return removal.drop.value >= LEAST_DROP and max(removal.drop.low, removal.cost.low) > 0
+
+
+def is_sufficient(cue: CueEvidence, paste: Paste, q_value: float) -> bool:
+    """Whether pasting it raises the class beyond every control, significantly among all cues."""
+    most_q = MOST_Q_OF_RARE if is_rare(cue) else MOST_Q
+    return max(paste.shift.low, paste.restored.low) > 0 and q_value < most_q
+
+
+def is_rare(cue: CueEvidence) -> bool:
+    """Whether so few images hold it that they may be alike by chance."""
+    share = cue.carrier_share
+    return share.value < RARE_SHARE or round(share.value * share.of) < RARE_CARRIERS
+
+
+def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
+    """Whether the class's other images tell that the object goes with the cue.
+
+    They are right more often than carriers that lost it, significantly or by most of what the
+    carriers lose; or the same places, filled, cost them as much. Content that moves may lie on the
+    object, which filling damages too: it is none of it where it alone makes other classes' images
+    the class.
+    """
+    others = cue.others
+    if others is None:
+        return False
+    lost = cue.accuracy_of_carriers.value * removal.drop.value
+    return (
+        others.deficit.low > 0
+        or others.deficit.value > max(LEAST_DEFICIT, OBJECT_DEFICIT * lost)
+        or (lose_as_much(cue, others, removal) and not is_alone(cue, paste, removal))
+    )
+
+
+def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
+    """Whether it is needed, moves, and makes the class of other images, without any object."""
+    moves = cue.kind == "content" and not cue.is_fixed
+    return moves and is_needed(removal) and paste.lift.low > LIFT_ALONE
+
+
+def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
+    """Whether the class's other images, filled at the same places, lose about what carriers do."""
+    if costs_more(cue, others, removal):
+        return False
+    helps = cue.accuracy_of_carriers.low > cue.accuracy_of_others.high
+    if is_rare(cue) and others.excess.low <= 0 and not helps:
+        return True
+    drop = max(LEAST_DROP, removal.drop.value)
+    enough = 0.0 if others.excess.low > 0 else min(ENOUGH_EXCESS, drop)
+    return others.right >= LEAST_RIGHT and others.excess.value < max(drop / 2, enough)
+
+
+def is_unsure(cue: CueEvidence, others: Others) -> bool:
+    """Whether few carriers leave open if they are as right without the cue as the others."""
+    is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
+    return is_rare(cue) and not is_alike and others.excess.low <= LEAST_EXCESS_OF_RARE
+
+
+def costs_more(cue: CueEvidence, others: Others, removal: Removal) -> bool:
+    """Whether the filling costs carriers more log-odds, by most of what they lose, than the others.
+
+    Shares are to say so, too, if not so clearly: where it takes all from both, log-odds tell only
+    how sure the model was of either. Of rare cues shares alone tell: a few images that hold an
+    object alike were surer of it.
+    """
+    if is_rare(cue) or others.excess_cost is None or others.right < LEAST_RIGHT:
+        return False
+    enough = max(LEAST_EXCESS_COST, removal.cost.value / 2)
+    return (
+        others.excess_cost.low > 0
+        and others.excess_cost.value >= enough
+        and not is_little(others.excess, removal)
+    )
+
+
+def is_little(excess: Estimate, removal: Removal) -> bool:
+    """Whether an excess is hardly any of what carriers lose."""
+    return excess.value < LITTLE_EXCESS * max(LEAST_DROP, removal.drop.value)

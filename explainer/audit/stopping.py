@@ -1,0 +1,68 @@
+"""When a cue has been tested on enough images.
+
+The first tests settle only what is far from a threshold, as Haybittle and Peto let a trial end
+early: their strict thresholds add few false alarms.
+"""
+
+from explainer.audit.criteria import (
+    LEAST_DROP,
+    LEAST_LIFT,
+    LEAST_RIGHT,
+    is_little,
+    is_of_pixels,
+    is_part_of_the_class,
+    is_rare,
+    is_unsure,
+)
+from explainer.audit.evidence import CueEvidence, Paste, Removal
+
+# What is so far below a threshold, as a part of it, is settled, and what is above it with a smaller
+# p-value, which of rare cues is to be smaller still.
+FAR_BELOW, BEYOND_DOUBT, BEYOND_DOUBT_OF_RARE = 0.5, 1e-3, 1e-4
+
+
+def is_open(cue: CueEvidence) -> bool:
+    """Whether tests on more images may change the verdict on a cue that was tested."""
+    if cue.paste is None or cue.removal is None:
+        return False
+    is_far = _is_far_below(cue, cue.paste, cue.removal)
+    return not (is_far or _is_beyond_doubt(cue, cue.paste, cue.removal))
+
+
+def is_cleared_by_others(cue: CueEvidence) -> bool:
+    """Whether the class's other images clear a cue, whatever more of its carriers would show."""
+    others = cue.others
+    if others is None or not is_of_pixels(cue):
+        return False
+    return others.deficit.low > 0 or (cue.is_fixed and is_unsure(cue, others))
+
+
+def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
+    """Whether the cue is hardly needed and flips few, raises nothing, or goes with the object."""
+    may_be_needed = removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0
+    if not may_be_needed and paste.lift.value < LEAST_LIFT:
+        return True
+    if max(paste.shift.value, paste.restored.value) <= 0:
+        return True
+    if cue.others is None or cue.kind == "background":
+        return False
+    too_little = is_little(cue.others.excess, removal) and cue.others.right >= LEAST_RIGHT
+    moves = cue.kind == "content" and not cue.is_fixed
+    may_be_alone = moves and paste.lift.value > LEAST_LIFT
+    # Where the filling costs the others less all the same, a few images contradict each other.
+    is_cut = is_of_pixels(cue) and cue.others.deficit.low > 0 >= cue.others.excess.low
+    return is_cut or (too_little and not may_be_alone)
+
+
+def _is_beyond_doubt(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
+    if removal.drop.low < LEAST_DROP or max(paste.shift.low, paste.restored.low) <= 0:
+        return False
+    if paste.p_value >= (BEYOND_DOUBT_OF_RARE if is_rare(cue) else BEYOND_DOUBT):
+        return False
+    if not is_of_pixels(cue):
+        return cue.kind != "background" or paste.lift.low > LEAST_LIFT
+    if cue.others is None:
+        return True
+    if cue.others.excess.low < LEAST_DROP or is_unsure(cue, cue.others):
+        return False
+    return not is_part_of_the_class(cue, paste, removal)
