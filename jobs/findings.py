@@ -20,7 +20,7 @@ from storage.parts import in_order
 
 # What this audit cannot see, whatever it finds; docs/audit.md says more.
 BLIND_SPOTS = (
-    "what the whole image carries: tint, blur, brightness, compression, size",
+    "what the whole image carries besides colours and fine textures: blur, compression, size",
     "content that varies in its pixels and in its place, such as a kind of background",
     "a cue on fewer than about one in twenty of a class's images that were looked at",
     "a cue that is on nearly all images of a class at varying places: it looks like an object",

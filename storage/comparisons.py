@@ -77,7 +77,7 @@ def findings() -> pa.Schema:
     """The schema of findings.parquet."""
     fields = [
         field("class_name", pa.string(), "name of the class"),
-        always("kind", pa.string(), "content, background or colours"),
+        always("kind", pa.string(), "content, background, texture or colours"),
         always("change", pa.string(), "new, changed, kept, gone or unknown"),
         field("before", pa.string(), "verdict of run A's audit; null without such a cue"),
         field("after", pa.string(), "verdict of run B's audit; null without such a cue"),

@@ -91,17 +91,17 @@ def waves(
     side = 2 * REACH + 1
     kept = functional.max_pool2d(_wrapped(kept[None], REACH)[:, None], side, 1, (0, REACH))[0, 0]
     part = max(1, across // OF_TOKEN)
-    strengths = []
+    found = []
     for some in crops.split(PART):
         wave = torch.fft.irfft2(torch.fft.rfft2(_centred(some)) * kept, s=(height, width))
         power = wave.square().sum(1, keepdim=True)
         power = functional.avg_pool2d(power, part, ceil_mode=True, count_include_pad=False)
         for _ in range(2):
             power = functional.avg_pool2d(power, SPAN, 1, SPAN // 2, count_include_pad=False)
-        strengths.append(power[:, 0].sqrt())
-    strength = torch.cat(strengths)
-    strongest = strength.flatten(1).quantile(STRONGEST, dim=1)
-    return to_pixels(strength >= OF_STRONGEST * strongest[:, None, None], (height, width))
+        strength = power[:, 0].sqrt()
+        strongest = strength.flatten(1).quantile(STRONGEST, dim=1)
+        found.append(strength >= OF_STRONGEST * strongest[:, None, None])
+    return to_pixels(torch.cat(found), (height, width))
 
 
 def _peaks(
