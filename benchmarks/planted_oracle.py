@@ -115,7 +115,8 @@ def cue_of(known: Known, sample: ClassSample, masks: Tensor, others: Images) -> 
     """A plant as the audit would describe it; `masks` [images, height, width] are its pixels."""
     carriers = masks.flatten(1).any(1)
     kind = known.cell.plant.kind
-    cast = colours.cast(sample, others.crops) if kind == "tint" else None
+    side = colours.Side.of(sample, others.crops)
+    cast = colours.cast(sample, side) if kind == "tint" else None
     if cast is not None:
         return replace(cast, likeness=carriers.float(), threshold=0.5)
     # Of a picture without the plant the mask is a carrier's: there it is tested what filling costs.
@@ -123,13 +124,13 @@ def cue_of(known: Known, sample: ClassSample, masks: Tensor, others: Images) -> 
     every = torch.arange(len(masks))
     masks = masks[torch.where(carriers, every, held[every % len(held)])]
     cue = Cue(
-        kind="content",
+        kind="texture" if kind == "texture" else "content",
         origin="known",
         likeness=carriers.float(),
         threshold=0.5,
         masks=masks,
         places=torch.zeros(len(masks), 2),
-        is_fixed=kind != "sticker",
+        is_fixed=kind not in ("sticker", "texture"),
     )
     if kind != "watermark":
         return cue

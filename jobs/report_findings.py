@@ -86,10 +86,10 @@ class Card:
     @property
     def cue(self) -> str:
         """What the cue is, in words."""
-        if not self.is_about_content:
+        if self.row["kind"] not in ("content", "texture"):
             return f"the {self.row['kind']} of its images"
         place = "at one place" if self.row["is_fixed"] else "at varying places"
-        return f"the same content {place}, {self.row['area']:.0%} of an image"
+        return f"the same {self.row['kind']} {place}, {self.row['area']:.0%} of an image"
 
     @property
     def bars(self) -> list[tuple[str, float]]:

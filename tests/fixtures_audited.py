@@ -60,6 +60,7 @@ def _write_audit(run: Any) -> str:
     identity = {"run": run.description["fingerprint"], "parts_digest": summary["parts_digest"]}
     audit = open_or_create_audit(run, identity)
     common = {"reason": "a reason, with\na line", "images": 9, "explained": 9, "candidates": 1}
+    common["apart"] = 0.5
     found = [(0, 0, "shortcut", 0.5), (2, 1, "compact cue: look at it", 0.2)]
     found += [(3, 0, "not testable", 0.0), (1, 0, "cleared", 0.0), (4, None, "cleared", 0.0)]
     findings = [

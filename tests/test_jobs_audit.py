@@ -79,7 +79,7 @@ def test_the_watermark_is_found_and_all_that_is_written_agrees(config):
     assert [{k: v for k, v in row.items() if v is not None} for row in rows] == [
         {k: v for k, v in row.items() if v is not None} for row in stored["findings"]
     ]
-    assert any("tint" in line for line in stored["cannot_see"])
+    assert any("blur" in line for line in stored["cannot_see"])
     carriers = pq.read_table(folder / "carriers.parquet").to_pylist()
     parts = pq.read_table(Path(config.run) / "explanations").to_pylist()
     seeds = {row["row"]: int(Path(row["uri"]).stem) for row in parts}

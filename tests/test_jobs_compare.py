@@ -472,7 +472,7 @@ def audit_of(run: Run, cues: Sequence[tuple[str, str, str, Sequence[int]]], **gi
         findings.append(
             {"target": target, "target_name": name, "cue": cue, "verdict": verdict}
             | {"reason": "because", "severity": 0.5, "images": 9, "explained": 9}
-            | {"candidates": 1, "passes": 1, "kind": kind if rows else None}
+            | {"candidates": 1, "passes": 1, "apart": 0.5, "kind": kind if rows else None}
             | {"lift": 0.5, "kept_without": 0.25, "accuracy_of_carriers": 0.8}
         )
         carriers += [

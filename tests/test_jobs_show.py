@@ -284,6 +284,7 @@ def test_a_run_is_shown_from_and_to_any_store(location: Location, tmp_path):
 def audited(run: Run, parts_digest: str, carriers: Sequence[int]) -> str:
     audit = open_or_create_audit(run, {"parts_digest": parts_digest})
     required = {"severity": 0.5, "images": 9, "explained": 9, "candidates": 1, "passes": 1}
+    required["apart"] = 0.5
     finding = {"target": 1, "target_name": "b\nee", "cue": 0, "verdict": "shortcut"}
     finding |= {"reason": "because", "kind": "content", "is_fixed": True, **required}
     for place, rows, columns in (

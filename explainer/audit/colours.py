@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from explainer.audit.cues import Cue
+from explainer.audit.outcomes import numbers
 from explainer.audit.sample import ClassSample
 from explainer.audit.statistics import auc
 
@@ -20,6 +21,9 @@ COLOURS = "colours"
 OF_OTHERS, LEAST_SHARE = 0.98, 0.15
 # Less spread than this in a channel, of 1, is none to stretch; of the covariance so much is added.
 LEAST_SPREAD, RIDGE = 0.02, 1e-4
+# With fewer images of other classes any class would seem to be apart from these.
+LEAST_OTHERS = 60
+PART = 64  # images that are described at once
 
 
 def colours(
@@ -37,8 +41,12 @@ def described(
 
     A cast narrows their range, whatever an image holds: black is black no longer.
     """
-    pixels = crops.flatten(2).float() / 255
-    return torch.cat([colours(crops), pixels.amin(2), pixels.amax(2)], 1)
+    return torch.cat([_described(part) for part in crops.split(PART)])
+
+
+def _described(crops: UInt8[Tensor, "images 3 height width"]) -> Float[Tensor, "images 12"]:
+    least, largest = crops.amin((2, 3)), crops.amax((2, 3))
+    return torch.cat([colours(crops), least / 255, largest / 255], 1)
 
 
 def recoloured(
@@ -72,13 +80,17 @@ class Side:
         return cls(mine @ towards, theirs @ towards)
 
     def apart(self, sample: ClassSample) -> float:
-        """Whether colours tell images of the half that it was not found on: an AUC, 0.5 if not."""
-        return auc(self.mine[~sample.discovery].numpy(), self.theirs.numpy())
+        """Whether colours tell the half that it was not found on: an AUC, about 0.5 if not."""
+        if len(self.theirs) < LEAST_OTHERS:
+            return 0.5
+        return auc(numbers(self.mine[~sample.discovery]), numbers(self.theirs))
 
 
 def cast(sample: ClassSample, side: Side) -> Cue | None:
     """The colours that tell images of a class from others, or None where few images have them."""
     threshold = float(side.theirs.quantile(OF_OTHERS))
+    if len(side.theirs) < LEAST_OTHERS:
+        return None
     if sample.least_share(side.mine >= threshold) < LEAST_SHARE:
         return None
     return Cue(

@@ -82,8 +82,7 @@ def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     """Whether the class's other images, filled at the same places, lose about what carriers do."""
     if costs_more(cue, others, removal):
         return False
-    helps = cue.accuracy_of_carriers.low > cue.accuracy_of_others.high
-    if is_rare(cue) and others.excess.low <= 0 and not helps:
+    if is_rare(cue) and others.excess.low <= 0 and not helps(cue):
         return True
     drop = max(LEAST_DROP, removal.drop.value)
     enough = 0.0 if others.excess.low > 0 else min(ENOUGH_EXCESS, drop)
@@ -93,7 +92,13 @@ def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
 def is_unsure(cue: CueEvidence, others: Others) -> bool:
     """Whether few carriers leave open if they are as right without the cue as the others."""
     is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
-    return is_rare(cue) and not is_alike and others.excess.low <= LEAST_EXCESS_OF_RARE
+    is_sure = is_alike or others.excess.low > LEAST_EXCESS_OF_RARE or helps(cue)
+    return is_rare(cue) and not is_sure
+
+
+def helps(cue: CueEvidence) -> bool:
+    """Whether carriers are right more often than the class's other images, significantly."""
+    return cue.accuracy_of_carriers.low > cue.accuracy_of_others.high
 
 
 def costs_more(cue: CueEvidence, others: Others, removal: Removal) -> bool:

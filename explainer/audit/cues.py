@@ -25,7 +25,7 @@ class Cue:
     """What images of a class share, and where.
 
     `kind`: `content` is alike to the pixel; the `background` is all but the middle of an image;
-    `colours` are those of whole images.
+    a `texture` moves, its waves are alike; `colours` are those of whole images.
     `masks` are pixels of the crops, `places` their centres in cells (row, column). An image is a
     carrier from `threshold` on; `rank` is larger the more carriers there are, and the less other
     classes' images are like them.

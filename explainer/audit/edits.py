@@ -1,6 +1,7 @@
 """How a cue of each kind is taken from images and given to others.
 
-Pixels are filled and pasted; colours of whole images are changed for others'.
+Pixels are filled and pasted, textures are replaced where they lie, and colours of whole images are
+changed for others'.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -47,9 +47,9 @@ class Paste:
 class Removal:
     """What removing a cue from its carriers does: shares still predicted as the class.
 
-    `elsewhere`: where as much is removed from another place; of a large region, where another
-    carrier's takes its place. `drop` is their difference, and `cost` that of the class's log-odds.
-    All are means over fills.
+    `elsewhere`: where as much is removed from another place; of a large region, a texture or
+    colours, where another carrier's takes its place. `drop` is their difference, and `cost` that of
+    the class's log-odds. All are means over fills.
     """
 
     without: float
@@ -140,9 +140,9 @@ class ClassEvidence:
     explained: int
     candidates: int
     passes: int
-    apart: float = 0.5
     cues: tuple[CueEvidence, ...] = ()
     untestable: str | None = None
+    apart: float = 0.5
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "ClassEvidence":

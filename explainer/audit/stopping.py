@@ -13,6 +13,7 @@ from explainer.audit.criteria import (
     is_part_of_the_class,
     is_rare,
     is_unsure,
+    lose_as_much,
 )
 from explainer.audit.evidence import CueEvidence, Paste, Removal
 
@@ -59,10 +60,10 @@ def _is_beyond_doubt(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
         return False
     if paste.p_value >= (BEYOND_DOUBT_OF_RARE if is_rare(cue) else BEYOND_DOUBT):
         return False
-    if not is_of_pixels(cue):
-        return cue.kind != "background" or paste.lift.low > LEAST_LIFT
-    if cue.others is None:
-        return True
-    if cue.others.excess.low < LEAST_DROP or is_unsure(cue, cue.others):
-        return False
-    return not is_part_of_the_class(cue, paste, removal)
+    if cue.kind == "background":
+        return paste.lift.low > LEAST_LIFT
+    if cue.others is None or cue.others.excess.low < LEAST_DROP:
+        return cue.others is None
+    if cue.kind == "colours":
+        return not lose_as_much(cue, cue.others, removal)
+    return not (is_unsure(cue, cue.others) or is_part_of_the_class(cue, paste, removal))

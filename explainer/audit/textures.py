@@ -17,6 +17,8 @@ TEXTURE = "texture"
 # A carrier's waves are stronger than those of this share of other classes' images; no cue where
 # fewer of the class's images are carriers, in either half: of one it is chosen, by chance, too.
 OF_OTHERS, LEAST_SHARE, LEAST_CARRIERS = 0.99, 0.15, 4
+LEAST_OTHERS = 60  # with fewer images of other classes chance has more peaks
+MOST_WITHIN = 1.1  # waves in the middle, to those around it
 ROUNDS, PEAKS = 3, 6
 # A frequency's power is compared with that of frequencies around it, in steps of the transform.
 SMOOTH, AROUND = 3, 15
@@ -30,9 +32,12 @@ PART = 64  # images that are transformed at once
 def texture(sample: ClassSample, others: UInt8[Tensor, "others 3 height width"]) -> Cue | None:
     """The waves that most tell images of a class from others; None where few images have them.
 
-    They are found on the discovery half, and are to be in the other, too; and more of them around
-    the middle than in it, where they would be the object's own.
+    They are found on the discovery half, and are to be in the other, too; and not more of them in
+    the middle than around it, where they would be the object's own.
     """
+    behind = to_pixels(background(sample.grid)[None], sample.size)[0]
+    if len(others) < LEAST_OTHERS or behind.all():
+        return None
     mine, theirs = peaks(sample.crops), peaks(others)
     typical, spread = theirs.mean(0), theirs.std(0).clamp_min(LEAST_SPREAD)
     mine, theirs = ((each - typical).div(spread).flatten(1) for each in (mine, theirs))
@@ -51,8 +56,8 @@ def texture(sample: ClassSample, others: UInt8[Tensor, "others 3 height width"])
         return None
     masks = torch.zeros(len(sample), *sample.size, dtype=torch.bool)
     masks[held] = waves(sample.crops[held], top, round(_across(sample)))
-    behind = to_pixels(background(sample.grid)[None], sample.size)[0]
-    if masks[held][:, behind].float().mean() <= masks[held][:, ~behind].float().mean():
+    around, within = (masks[held][:, part].float().mean() for part in (behind, ~behind))
+    if within > MOST_WITHIN * around:
         return None
     return Cue(
         kind="texture",

@@ -52,8 +52,8 @@ class Finding:
     def rank(self) -> float:
         """What findings of one verdict are ordered by, the largest first.
 
-        No verdict rests on how far colours tell a class apart; but of what is cleared that is
-        where something that no test was made of may be.
+        No verdict rests on how far colours tell a class apart; but of what no test accuses that is
+        where something that none was made of may be.
         """
         hint = 0.0 if self.verdict in ACCUSED else max(0.0, self.evidence.apart - 0.5)
         return self.severity + hint
