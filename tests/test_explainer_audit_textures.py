@@ -72,6 +72,17 @@ def test_waves_that_other_classes_hold_as_well_tell_nothing():
     assert texture(sample_of(mine), crops_of(theirs)) is None
 
 
+def test_waves_in_the_middle_are_the_object_s_own_and_few_strangers_tell_nothing():
+    every = torch.ones(IMAGES, dtype=torch.bool)
+    mine = sample_of(hatched(papers(IMAGES, seed=1), every, ~AROUND, seed=2))
+    assert texture(mine, STRANGERS) is None
+    around = sample_of(hatched(papers(IMAGES, seed=1), every, AROUND, seed=2))
+    assert texture(around, STRANGERS[:60]) is not None
+    assert texture(around, STRANGERS[:59]) is None
+    over = sample_of(hatched(papers(IMAGES, seed=1), every, AROUND | ~AROUND, seed=2))
+    assert texture(over, STRANGERS) is not None  # a scanner's pattern knows no object
+
+
 def test_the_peak_of_a_wave_is_at_its_own_frequency():
     across = torch.arange(SIZE).expand(3, SIZE, SIZE)
     wave = 0.5 + 0.2 * (2 * math.pi * across / 8).sin()

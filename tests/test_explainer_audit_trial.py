@@ -239,7 +239,7 @@ def test_what_few_carriers_leave_open_is_not_given_to_more_images():
     """They are as right without the sticker as the class's other images, but maybe less."""
 
     def rule(given: Tensor) -> Tensor:
-        is_one = has_sticker(given) + (given[:, 2, 0, 0] > 0.3)
+        is_one = has_sticker(given) + (given[:, 2, 0, 0] > 0.1)
         return torch.stack([8 * is_one.clamp(max=1) - 4, 0 * is_one, 0 * is_one], 1)
 
     images, place = backgrounds(2 * SECOND.removed, seed=1), (PART, 2 * PART)
@@ -301,6 +301,50 @@ def test_images_as_others_in_colour_have_no_cast():
     few = reddened(backgrounds(IMAGES, seed=1), torch.arange(IMAGES) % 16 == 0)
     sample = replace(sample, crops=crops_of(few))
     assert colours.cast(sample, colours.Side.of(sample, others)) is None
+
+
+def test_how_far_colours_tell_a_class_is_told_of_the_other_half_and_of_enough_strangers():
+    model, others = by_rule(by_redness), crops_of(backgrounds(OTHERS, seed=5))
+    plain = sample_of(model, backgrounds(IMAGES, seed=1))
+    assert 0.35 < colours.Side.of(plain, others).apart(plain) < 0.65
+    red = reddened(backgrounds(IMAGES, seed=1), torch.ones(IMAGES, dtype=torch.bool))
+    sample = sample_of(model, red)
+    assert colours.Side.of(sample, others).apart(sample) > 0.95
+    assert colours.cast(sample, colours.Side.of(sample, others)) is not None
+    few = colours.Side.of(sample, others[:-1])
+    assert (few.apart(sample), colours.cast(sample, few)) == (0.5, None)
+
+
+def test_a_texture_that_moves_is_a_shortcut_where_the_class_does_without():
+    """Waves of four pixels around the middle make the class, and so does the object."""
+    across = torch.arange(SIZE)
+    around = torch.ones(SIZE, SIZE, dtype=torch.bool)
+    around[PART:-PART, PART:-PART] = False
+
+    def rule(given: Tensor) -> Tensor:
+        spectra = torch.fft.rfft2(given.mean(1) - given.mean((1, 2, 3))[:, None, None]).abs()
+        waves = (spectra[:, 0, SIZE // 4] > 150).float()
+        is_one = (waves + (given[:, 1, SIZE // 2, SIZE // 2] > 0.8)).clamp(max=1)
+        return torch.stack([8 * is_one - 4, 0 * is_one, 0 * is_one], 1)
+
+    g = torch.Generator().manual_seed(3)
+    noise = 0.02 * torch.randn(IMAGES, 3, SIZE, SIZE, generator=g)
+    images, held = backgrounds(IMAGES, seed=1) + noise, torch.arange(IMAGES) % 4 < 2
+    images[torch.arange(IMAGES) % 8 < 5, 1, SIZE // 2, SIZE // 2] = 1.0
+    starts = torch.randint(0, 4, (IMAGES, 1), generator=g)
+    lines = ((across + starts) % 4 < 2)[:, None] & around & held[:, None, None]
+    model = by_rule(rule)
+    images = torch.where(lines[:, None], images * 0.7, images).clamp(0, 1)
+    sample = sample_of(model, images)
+    lab, grain = Laboratory(model, 64), 0.02 * torch.randn(OTHERS, 3, SIZE, SIZE, generator=g)
+    others = crops_of((backgrounds(OTHERS, seed=5) + grain).clamp(0, 1))
+    pool, rivals = (Images(others[half], strangers(half).classes) for half in (POOL, RIVALS))
+    examination = examine(lab, sample, pool, rivals, seed=0)
+    (number,) = (i for i, cue in enumerate(examination.cues) if cue.kind == "texture")
+    assert (examination.cues[number].carriers == held).float().mean() >= 0.95
+    (finding,) = (f for f in findings([examination.evidence]) if f.cue == number)
+    assert finding.verdict is Verdict.SHORTCUT
+    assert finding.of_cue.others.excess.low > 0.1
 
 
 def test_recoloured_images_have_the_colours_that_were_asked_for():

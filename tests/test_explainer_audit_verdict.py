@@ -256,9 +256,19 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
             replace(  # where they may be right more seldom than the others by 0.25
                 rarely_alone(excess=Estimate(0.4, 0.2, 0.7, 16), deficit=replace(ALIKE, high=0.25)),
                 carrier_share=Estimate(0.24, 0.2, 0.3, 100),
+                accuracy_of_others=Estimate(0.8, 0.7, 0.9, 50),
             ),
             Verdict.CLEARED,
             UNSURE,
+        ),
+        (
+            replace(  # but carriers are right more often than these as they are, significantly
+                rarely_alone(excess=Estimate(0.4, 0.2, 0.7, 16), deficit=replace(ALIKE, high=0.25)),
+                carrier_share=Estimate(0.24, 0.2, 0.3, 100),
+                accuracy_of_others=Estimate(0.79, 0.69, 0.89, 50),
+            ),
+            Verdict.SHORTCUT,
+            "the same content at varying places is sufficient, and its carriers need it",
         ),
         (
             replace(
@@ -447,13 +457,13 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
         (placed(paste=replace(SHORTCUT.paste, p_value=0.0009,
                               shift=about(0.2), restored=about(0.2))), True),
         (placed(others=others(low=0.09)), True),
-        (replace(placed(), carrier_share=about(0.24)), True),  # a rare one wants a smaller p
-        (replace(placed(paste=replace(SHORTCUT.paste, p_value=0.00009)),
-                 carrier_share=about(0.24)), True),  # and as right without as the others, surely
-        (replace(placed(paste=replace(SHORTCUT.paste, p_value=0.00009),
-                        others=replace(others(), deficit=ALIKE)),
-                 carrier_share=about(0.24)), False),
+        (rare(placed()), True),  # a rare one wants a smaller p
+        (rare(placed(paste=replace(SHORTCUT.paste, p_value=0.00009))), True),  # and more:
+        (rare(placed(paste=replace(SHORTCUT.paste, p_value=0.00009),
+                     others=replace(others(), deficit=ALIKE))), False),  # as right as the others
         (of_kind("colours", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
+        (of_kind("colours"), False),
+        (of_kind("colours", others=others(excess=0.24)), True),  # these may need them as much
         (of_kind("colours", removal=removed(drop=0.3, cost=1.0)), True),
         (of_kind("colours", removal=removed(drop=0.3, cost=1.0),
                  others=others(excess=0.0, low=-0.1)), False),  # these need them as much
@@ -476,22 +486,40 @@ def test_what_is_far_from_every_threshold_is_tested_on_no_more_images(cue, is_le
         (placed(others=None), False),
         (of_kind("background", others=others(deficit=0.5)), False),  # which asks no others
         (replace(placed(others=others(deficit=0.21)), is_fixed=False), True),
+        (replace(rare(placed(others=others(deficit=0.1))), is_fixed=False), False),  # maybe alone
+        (rare(placed(others=others(deficit=0.1))), True),
         (
-            replace(placed(others=others(deficit=0.1)), is_fixed=False, carrier_share=about(0.24)),
-            False,
-        ),  # it may be alone
-        (replace(placed(others=others(deficit=0.1)), carrier_share=about(0.24)), True),
-        (
-            replace(placed(others=others(deficit=0.1)), carrier_share=replace(about(0.26), of=200)),
+            replace(
+                rare(placed(others=others(deficit=0.1))), carrier_share=replace(about(0.26), of=200)
+            ),
             False,
         ),
-        (replace(placed(others=others(deficit=0.04)), carrier_share=about(0.24)), False),
-        (replace(placed(others=others(deficit=0.1, low=0.21)), carrier_share=about(0.24)), False),
+        (
+            replace(
+                rare(placed(others=others(deficit=0.1))),
+                accuracy_of_others=Estimate(0.79, 0.69, 0.89, 50),
+            ),
+            False,
+        ),
+        (rare(placed(others=others(deficit=0.04))), False),
+        (rare(placed(others=others(deficit=0.1, low=0.21))), False),
     ],
 )
 def test_what_the_others_clear_for_good_needs_no_more_carriers(cue, is_cleared):
     assert is_cleared_by_others(cue) == is_cleared
     assert not is_cleared or judged(cue).verdict is Verdict.CLEARED
+
+
+def test_what_is_cleared_is_ordered_by_how_far_colours_tell_it_and_what_is_accused_is_not():
+    def of(target: int, apart: float, *cues: CueEvidence) -> ClassEvidence:
+        return ClassEvidence(target, 100, 90, 8, 500, cues, apart=apart)
+
+    weak = replace(SHORTCUT, others=replace(SHORTCUT.others, deficit=Estimate(0.3, 0.1, 0.5, 99)))
+    found = findings([of(0, 0.6), of(1, 0.9), of(2, 0.2), of(3, 0.5, weak), of(4, 1.0, SHORTCUT)])
+    assert [f.evidence.target for f in found] == [4, 1, 3, 0, 2]
+    assert [round(f.rank, 3) for f in found] == [0.25, 0.4, 0.25, 0.1, 0.0]
+    assert found[0].rank == found[0].severity
+    assert [f.verdict for f in found[1:]] == [Verdict.CLEARED] * 4
 
 
 def test_a_class_without_cues_is_cleared_or_not_testable():

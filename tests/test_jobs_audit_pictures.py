@@ -27,7 +27,7 @@ def pictures(file: bytes) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("kind", ["content", "background", "colours"])
+@pytest.mark.parametrize("kind", ["content", "background", "texture", "colours"])
 def test_the_rows_are_what_the_trial_takes_and_gives(kind):
     generator = torch.Generator().manual_seed(0)
     shape = (IMAGES, 3, SIZE, SIZE)
@@ -38,7 +38,7 @@ def test_the_rows_are_what_the_trial_takes_and_gives(kind):
     masks = torch.ones(IMAGES, SIZE, SIZE, dtype=torch.bool)
     if kind == "content":
         masks[:, :40] = masks[:, 60:] = masks[:, :, :40] = masks[:, :, 60:] = False
-    if kind == "background":
+    if kind in ("background", "texture"):
         masks[:, 40:60, 40:60] = False
     held = torch.ones(IMAGES)
     cue = Cue(kind, "by hand", held, 0.5, masks, torch.zeros(IMAGES, 2), is_fixed=True)
@@ -48,7 +48,7 @@ def test_the_rows_are_what_the_trial_takes_and_gives(kind):
         wide = widened(masks, GRID)
         assert without.equal(filled(crops, wide, Fill.SURROUND, crops))
         assert given.equal(torch.where(wide[:, None], crops, others))
-    elif kind == "background":  # which leaves no elsewhere
+    elif kind != "colours":  # which leaves no elsewhere
         wide = widened(masks, GRID)
         assert without.equal(torch.where(wide[:, None], others, crops))
         assert given.equal(torch.where(wide[:, None], crops, others))
