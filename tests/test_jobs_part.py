@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+import pytest
 import torch
 from PIL import Image
 
@@ -43,8 +44,9 @@ def test_an_image_on_which_the_model_overflows_has_a_status_and_spoils_no_other(
     assert rows["error"][3].as_py() == "the model's outputs overflow on this image"
     assert rows["width"].null_count == 0
     assert rows["target"].is_valid().to_pylist() == [status == "ok" for status in statuses]
-    alone = rows_of([black], 1e-38, "top:2")
-    assert rows.slice(4)["score_max"].to_pylist() == alone["score_max"].to_pylist()[:2]
+    alone = rows_of([black], 1e-38, "top:2")["score_max"].to_pylist()[:2]
+    # Up to rounding: some CPUs multiply a batch of one by another kernel.
+    assert rows.slice(4)["score_max"].to_pylist() == pytest.approx(alone, rel=1e-5)
     every = rows_of([white, white], 1e-38)
     assert every["status"].to_pylist() == ["not_finite", "missing", "not_finite"]
     assert every["saliency"].null_count == 3
