@@ -20,7 +20,7 @@ from jobs.compare import compare_runs
 from jobs.config import ConfigurationError, Exit, InputConfig
 from jobs.report import Budget, report
 from jobs.report_classes import Classes
-from jobs.report_findings import Findings
+from jobs.report_findings import Card, Findings
 from jobs.report_pictures import cells_url, photo
 from jobs.report_scan import Scan, Shown, scan_table
 from storage import audit_schema, schema
@@ -408,6 +408,19 @@ def test_a_picture_of_any_shape_says_whether_it_was_reduced(size, side, reduced)
     found = photo(file.getvalue(), np.zeros(GRID), HOW, side, 10_000)
     assert (found.width, found.height) == size
     assert found.reduced is reduced
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_fixed", "words"),
+    [
+        ("content", True, "the same content at one place, 6% of an image"),
+        ("texture", False, "the same texture at varying places, 6% of an image"),
+        ("background", True, "the background of its images"),
+        ("colours", True, "the colours of its images"),
+    ],
+)
+def test_a_card_says_what_its_cue_is(kind, is_fixed, words):
+    assert Card({"kind": kind, "is_fixed": is_fixed, "area": 0.06}).cue == words
 
 
 def edited(run, change):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from explainer.audit.cues import Cue
+from explainer.audit.cues import LEAST_STRANGERS, Cue
 from explainer.audit.outcomes import numbers
 from explainer.audit.sample import ClassSample
 from explainer.audit.statistics import auc
@@ -21,8 +21,6 @@ COLOURS = "colours"
 OF_OTHERS, LEAST_SHARE = 0.98, 0.15
 # Less spread than this in a channel, of 1, is none to stretch; of the covariance so much is added.
 LEAST_SPREAD, RIDGE = 0.02, 1e-4
-# With fewer images of other classes any class would seem to be apart from these.
-LEAST_OTHERS = 60
 PART = 64  # images that are described at once
 
 
@@ -81,16 +79,16 @@ class Side:
 
     def apart(self, sample: ClassSample) -> float:
         """Whether colours tell the half that it was not found on: an AUC, about 0.5 if not."""
-        if len(self.theirs) < LEAST_OTHERS:
+        if len(self.theirs) < LEAST_STRANGERS:
             return 0.5
         return auc(numbers(self.mine[~sample.discovery]), numbers(self.theirs))
 
 
 def cast(sample: ClassSample, side: Side) -> Cue | None:
     """The colours that tell images of a class from others, or None where few images have them."""
-    threshold = float(side.theirs.quantile(OF_OTHERS))
-    if len(side.theirs) < LEAST_OTHERS:
+    if len(side.theirs) < LEAST_STRANGERS:
         return None
+    threshold = float(side.theirs.quantile(OF_OTHERS))
     if sample.least_share(side.mine >= threshold) < LEAST_SHARE:
         return None
     return Cue(
@@ -99,6 +97,6 @@ def cast(sample: ClassSample, side: Side) -> Cue | None:
         likeness=side.mine,
         threshold=threshold,
         masks=torch.ones(len(sample), *sample.size, dtype=torch.bool),
-        places=torch.tensor(sample.grid).float().div(2).expand(len(sample), -1),
+        places=sample.middles,
         is_fixed=True,
     )

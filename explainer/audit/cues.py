@@ -17,6 +17,8 @@ from explainer.audit.sample import ClassSample
 
 # Two cues are one where half of the carriers of one carry the other, and there overlap by so much.
 SAME_CARRIERS, SAME_PIXELS = 0.5, 0.3
+# With fewer images of other classes, what whole images hold tells any class from these by chance.
+LEAST_STRANGERS = 60
 BACKGROUND, MARK = "background", "mean edges"
 
 
@@ -123,6 +125,6 @@ def background(sample: ClassSample) -> Cue:
         likeness=sample.explained.float(),
         threshold=0.5,
         masks=mask.expand(len(sample), -1, -1),
-        places=torch.tensor(sample.grid).float().div(2).expand(len(sample), -1),
+        places=sample.middles,
         is_fixed=True,
     )

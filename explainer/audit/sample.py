@@ -34,6 +34,11 @@ class ClassSample:
         """Height and width of the crops."""
         return (self.crops.shape[-2], self.crops.shape[-1])
 
+    @property
+    def middles(self) -> Float[Tensor, "images 2"]:
+        """The middle of each image, in cells: where what has no place of its own lies."""
+        return torch.tensor(self.grid).float().div(2).expand(len(self), -1)
+
     def least_share(self, held: Bool[Tensor, " images"]) -> float:
         """The share that holds something, in the half of fewer."""
         return min(float(held[half].float().mean()) for half in (self.discovery, ~self.discovery))

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from explainer.audit.cues import Cue
+from explainer.audit.cues import LEAST_STRANGERS, Cue
 from explainer.audit.regions import background, to_pixels
 from explainer.audit.sample import ClassSample
 
@@ -17,7 +17,6 @@ TEXTURE = "texture"
 # A carrier's waves are stronger than those of this share of other classes' images; no cue where
 # fewer of the class's images are carriers, in either half: of one it is chosen, by chance, too.
 OF_OTHERS, LEAST_SHARE, LEAST_CARRIERS = 0.99, 0.15, 4
-LEAST_OTHERS = 60  # with fewer images of other classes chance has more peaks
 MOST_WITHIN = 1.1  # waves in the middle, to those around it
 ROUNDS, PEAKS = 3, 6
 # A frequency's power is compared with that of frequencies around it, in steps of the transform.
@@ -36,7 +35,7 @@ def texture(sample: ClassSample, others: UInt8[Tensor, "others 3 height width"])
     the middle than around it, where they would be the object's own.
     """
     behind = to_pixels(background(sample.grid)[None], sample.size)[0]
-    if len(others) < LEAST_OTHERS or behind.all():
+    if len(others) < LEAST_STRANGERS or behind.all():
         return None
     mine, theirs = peaks(sample.crops), peaks(others)
     typical, spread = theirs.mean(0), theirs.std(0).clamp_min(LEAST_SPREAD)
@@ -65,7 +64,7 @@ def texture(sample: ClassSample, others: UInt8[Tensor, "others 3 height width"])
         likeness=likeness,
         threshold=threshold,
         masks=masks,
-        places=torch.tensor(sample.grid).float().div(2).expand(len(sample), -1),
+        places=sample.middles,
         is_fixed=False,
     )
 
