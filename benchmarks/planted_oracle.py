@@ -33,6 +33,7 @@ from explainer.audit.examination import LEAST_IMAGES
 from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.overlays import Overlay
 from explainer.audit.sample import ClassSample
+from explainer.audit.stock import Stock
 from explainer.audit.trial import Trial
 from explainer.audit.verdict import Finding, findings
 from explainer.audit.verdicts import ACCUSED
@@ -102,7 +103,9 @@ def test(
     lab: Laboratory, sample: ClassSample, groups: list[Images], images: ClassImages, known: Known
 ) -> ClassEvidence:
     """The evidence on a class whose only cue is its plant."""
-    trial = Trial(lab, sample, groups, torch.Generator().manual_seed(known.target), known.target)
+    trial = Trial(
+        lab, Stock(sample, groups, torch.Generator().manual_seed(known.target)), known.target
+    )
     drawings = drawn(known.target, range(AUDITED), known.cell)
     masks = torch.from_numpy(np.stack([each.planted for each in drawings]))
     masks = masks[images.rows - known.target * AUDITED]

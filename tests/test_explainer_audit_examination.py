@@ -13,6 +13,7 @@ from explainer.audit.evidence import ClassEvidence
 from explainer.audit.examination import Examination, examine
 from explainer.audit.interventions import Images, Laboratory, noise
 from explainer.audit.sample import ClassSample
+from explainer.audit.stock import Stock
 from explainer.audit.trial import Trial
 from explainer.audit.verdict import findings, worst
 from explainer.audit.verdicts import Verdict
@@ -141,7 +142,7 @@ def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
 
     def trial(crops: torch.Tensor) -> Trial:
         lab, generator = Laboratory(world.model, 64), torch.Generator().manual_seed(3)
-        return Trial(lab, replace(sample, crops=crops), pasted, generator, seed=3)
+        return Trial(lab, Stock(replace(sample, crops=crops), pasted, generator), seed=3)
 
     noisy = noise(sample.crops, torch.Generator().manual_seed(4))
     found_in, tested_on = (

@@ -16,6 +16,7 @@ from explainer.audit.extents import FIRST, SECOND, Extent
 from explainer.audit.interventions import Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
+from explainer.audit.stock import Stock
 from explainer.audit.stopping import is_open
 from explainer.audit.trial import Trial
 from explainer.audit.verdict import Finding, findings
@@ -106,7 +107,7 @@ POOL, RIVALS = slice(0, None, 2), slice(1, None, 2)
 
 def judged(model: VitClassifier, sample: ClassSample, cue: Cue) -> Finding:
     generator = torch.Generator().manual_seed(0)
-    evidence = Trial(Laboratory(model, 64), sample, [strangers()], generator, seed=0).of(cue)
+    evidence = Trial(Laboratory(model, 64), Stock(sample, [strangers()], generator), seed=0).of(cue)
     lab = Laboratory(model, 64)
     of_class = examine(lab, sample, strangers(POOL), strangers(RIVALS), seed=0).evidence
     return findings([replace(of_class, cues=(evidence,))])[0]
@@ -181,7 +182,9 @@ def test_no_recipient_counts_twice(others):
     model = by_rule(rule)
     sample = sample_of(model, images)
     strangers = Images(crops_of(backgrounds(others, seed=5)), torch.full((others,), NOTHING))
-    trial = Trial(Laboratory(model, 64), sample, [strangers], torch.Generator().manual_seed(0), 0)
+    trial = Trial(
+        Laboratory(model, 64), Stock(sample, [strangers], torch.Generator().manual_seed(0)), 0
+    )
     evidence = trial.of(cue_of(regions, carriers, is_fixed=False))
     assert evidence.paste.shift.of == min(others, FIRST.recipients)
 
@@ -206,7 +209,7 @@ def test_more_images_are_tested_where_the_first_ones_leave_it_open(deciding, tes
     regions = torch.stack([put(image, STICKER, place) for image in images])
     model = by_rule(rule)
     sample, carriers = sample_of(model, images), torch.ones(len(images), dtype=torch.bool)
-    trial = Trial(Laboratory(model, 64), sample, [strangers()], torch.Generator(), 0)
+    trial = Trial(Laboratory(model, 64), Stock(sample, [strangers()], torch.Generator()), 0)
     removal = trial.of(cue_of(regions, carriers, is_fixed=True)).removal
     assert removal.images == tested
     assert removal.drop.value == pytest.approx(deciding, abs=0.1)
@@ -226,9 +229,8 @@ def test_log_odds_tell_what_the_filling_costs_carriers_alone():
          for image, holds in zip(images, carriers.tolist(), strict=True)]
     )  # fmt: skip
     model = by_rule(rule)
-    trial = Trial(
-        Laboratory(model, 64), sample_of(model, images), [strangers()], torch.Generator(), 0
-    )
+    stock = Stock(sample_of(model, images), [strangers()], torch.Generator())
+    trial = Trial(Laboratory(model, 64), stock, 0)
     others = trial.of(cue_of(regions, carriers, is_fixed=True)).others
     assert others.excess_cost.value == pytest.approx(8, abs=1e-3)
     assert others.excess_cost.low > 7
@@ -251,7 +253,7 @@ def test_what_few_carriers_leave_open_is_not_given_to_more_images():
     )  # fmt: skip
     model = by_rule(rule)
     sample = sample_of(model, images)
-    trial = Trial(Laboratory(model, 64), sample, [strangers()], torch.Generator(), 0)
+    trial = Trial(Laboratory(model, 64), Stock(sample, [strangers()], torch.Generator()), 0)
     evidence = trial.of(cue_of(regions, carriers, is_fixed=True))
     assert is_open(evidence)
     assert evidence.others.deficit.low < 0
@@ -286,7 +288,7 @@ def test_beside_a_large_removal_stand_carriers_with_other_carriers_pixels():
     model = by_rule(by_redness)
     red = reddened(backgrounds(IMAGES, seed=1), torch.ones(IMAGES, dtype=torch.bool))
     sample = sample_of(model, red)
-    trial = Trial(Laboratory(model, 64), sample, [strangers()], torch.Generator(), 0)
+    trial = Trial(Laboratory(model, 64), Stock(sample, [strangers()], torch.Generator()), 0)
     removal = trial.of(background(sample)).removal
     assert removal.elsewhere == 1
     assert removal.without < 0.1
@@ -347,11 +349,29 @@ def test_a_texture_that_moves_is_a_shortcut_where_the_class_does_without():
     assert finding.of_cue.others.excess.low > 0.1
 
 
-def test_recoloured_images_have_the_colours_that_were_asked_for():
+def test_recoloured_images_have_the_levels_that_were_asked_for():
     crops, others = (crops_of(0.3 + 0.4 * backgrounds(8, seed=seed)) for seed in (1, 2))
-    got = colours.colours(colours.recoloured(crops, colours.colours(others)))
-    assert (got - colours.colours(others)).abs().max() <= 0.01
-    assert colours.recoloured(crops, colours.colours(crops)).equal(crops)
+    got = colours.levels(colours.recoloured(crops, colours.levels(others)))
+    assert (got - colours.levels(others)).abs().max() <= 0.01
+    assert colours.recoloured(crops, colours.levels(crops)).equal(crops)
+
+
+def test_levels_are_ends_of_a_channel_but_for_a_hundredth_of_its_pixels():
+    crops = torch.arange(200).to(torch.uint8).view(1, 1, 10, 20).expand(1, 3, 10, 20)
+    assert (255 * colours.levels(crops)).round().tolist() == [[2, 2, 2, 197, 197, 197]]
+    few = crops.clone()
+    few[0, :, 0, :2] = 255  # two pixels of 200 change their ends by as many steps
+    assert (255 * colours.levels(few)).round().tolist() == [[4, 4, 4, 199, 199, 199]]
+
+
+def test_levels_take_a_cast_off_and_put_it_on():
+    """A cast is a linear change of each channel, which another image's levels undo exactly."""
+    plain = crops_of(backgrounds(8, seed=1))
+    cast = (plain * 0.7 + 0.3 * torch.tensor([200.0, 120.0, 40.0])[:, None, None]).round()
+    cast = cast.to(torch.uint8)
+    off = colours.recoloured(cast, colours.levels(plain))
+    assert (off.int() - plain.int()).abs().max() <= 2
+    assert (colours.recoloured(plain, colours.levels(cast)).int() - cast.int()).abs().max() <= 2
 
 
 def boxed(top: int, left: int, height: int, width: int, hole: int = 0) -> Tensor:

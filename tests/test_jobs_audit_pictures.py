@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from explainer.audit.colours import colours, recoloured
+from explainer.audit.colours import levels, recoloured
 from explainer.audit.content import widened
 from explainer.audit.cues import Cue
 from explainer.audit.interventions import Fill, filled
@@ -53,5 +53,5 @@ def test_the_rows_are_what_the_trial_takes_and_gives(kind):
         assert without.equal(torch.where(wide[:, None], others, crops))
         assert given.equal(torch.where(wide[:, None], crops, others))
     else:
-        assert without.equal(recoloured(crops, colours(others)))
-        assert given.equal(recoloured(others, colours(crops)))
+        assert without.equal(recoloured(crops, levels(others)))
+        assert given.equal(recoloured(others, levels(crops)))

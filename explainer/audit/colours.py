@@ -1,7 +1,8 @@
 """A cast of colour as a cue: it tells a class's images as wholes, with no place and no pattern.
 
-Colours of an image are the mean and the spread of each of its channels, which another image can be
-given (Reinhard et al., Color Transfer between Images, 2001, here in RGB).
+It is told by the mean, the spread and the range of each channel. What is changed is the range
+alone, as by a photo editor's levels: a cast narrows and moves it, and an image that is given
+another's stays what it was in all else.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ COLOURS = "colours"
 # A carrier's colours are farther on the class's side than this share of other classes' images; no
 # cue where fewer of the class's images are, in either half.
 OF_OTHERS, LEAST_SHARE = 0.98, 0.15
-# Less spread than this in a channel, of 1, is none to stretch; of the covariance so much is added.
-LEAST_SPREAD, RIDGE = 0.02, 1e-4
+RIDGE = 1e-4  # so much is added to the covariance
+# Pixels of a channel, of 1, beyond its levels at either end; a lesser range is none to stretch.
+BEYOND, LEAST_RANGE = 0.01, 0.05
 PART = 64  # images that are described at once
 
 
@@ -47,12 +49,22 @@ def _described(crops: UInt8[Tensor, "images 3 height width"]) -> Float[Tensor, "
     return torch.cat([colours(crops), least / 255, largest / 255], 1)
 
 
+def levels(
+    crops: UInt8[Tensor, "images 3 height width"],
+) -> Float[Tensor, "images 6"]:
+    """The dark and the bright end of each channel but for its extreme pixels, in [0, 1]."""
+    pixels = crops.flatten(2).float() / 255
+    beyond = 1 + int(BEYOND * pixels.shape[2])
+    ends = (beyond, pixels.shape[2] + 1 - beyond)
+    return torch.cat([pixels.kthvalue(each, 2).values for each in ends], 1)
+
+
 def recoloured(
     crops: UInt8[Tensor, "images 3 height width"], wanted: Float[Tensor, "#images 6"]
 ) -> UInt8[Tensor, "images 3 height width"]:
-    """Crops whose channels have the means and standard deviations that are wanted, then cut."""
-    own, wanted = (each.unflatten(1, (2, 3, 1, 1)) for each in (colours(crops), wanted))
-    scale = wanted[:, 1] / own[:, 1].clamp_min(LEAST_SPREAD)
+    """Crops whose channels are stretched to the levels that are wanted, then cut."""
+    own, wanted = (each.unflatten(1, (2, 3, 1, 1)) for each in (levels(crops), wanted))
+    scale = (wanted[:, 1] - wanted[:, 0]) / (own[:, 1] - own[:, 0]).clamp_min(LEAST_RANGE)
     result = (crops.float() / 255 - own[:, 0]) * scale + wanted[:, 0]
     return (255 * result).round().clamp(0, 255).to(torch.uint8)
 

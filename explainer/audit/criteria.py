@@ -8,6 +8,7 @@ gone: the object is still there, and does not help. Where an object is cut, carr
 the others.
 """
 
+from explainer.audit.cues import OF_WHOLE
 from explainer.audit.evidence import CueEvidence, Others, Paste, Removal
 from explainer.audit.significance import Estimate
 
@@ -29,11 +30,6 @@ MOST_Q, MOST_Q_OF_RARE = 0.05, 0.01
 MOST_DEFICIT_OF_RARE, LEAST_EXCESS_OF_RARE = 0.25, 0.2
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
-
-
-def is_of_pixels(cue: CueEvidence) -> bool:
-    """Whether it is of the kinds that are beside an object, or part of it."""
-    return cue.kind in ("content", "texture")
 
 
 def is_needed(removal: Removal) -> bool:
@@ -66,10 +62,18 @@ def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bo
         return False
     lost = cue.accuracy_of_carriers.value * removal.drop.value
     return (
-        others.deficit.low > 0
+        fall_short(cue, others)
         or others.deficit.value > max(LEAST_DEFICIT, OBJECT_DEFICIT * lost)
         or (lose_as_much(cue, others, removal) and not is_alone(cue, paste, removal))
     )
+
+
+def fall_short(cue: CueEvidence, others: Others) -> bool:
+    """Whether carriers that lost it are right significantly less often than the others.
+
+    That says nothing of what lies all over an image: others' places for it leave their object less.
+    """
+    return cue.kind not in OF_WHOLE and others.deficit.low > 0
 
 
 def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
@@ -79,7 +83,12 @@ def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 
 
 def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
-    """Whether the class's other images, filled at the same places, lose about what carriers do."""
+    """Whether the class's other images, filled at the same places, lose about what carriers do.
+
+    Of what whole images hold: whether those that are given it gain nothing, surely, or little.
+    """
+    if cue.kind in OF_WHOLE:
+        return others.excess.low <= 0 or is_little(others.excess, removal)
     if costs_more(cue, others, removal):
         return False
     if is_rare(cue) and others.excess.low <= 0 and not helps(cue):

@@ -20,6 +20,7 @@ SAME_CARRIERS, SAME_PIXELS = 0.5, 0.3
 # With fewer images of other classes, what whole images hold tells any class from these by chance.
 LEAST_STRANGERS = 60
 BACKGROUND, MARK = "background", "mean edges"
+OF_WHOLE = ("texture", "colours")  # what whole images hold
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Cue:
     `kind`: `content` is alike to the pixel; the `background` is all but the middle of an image;
     a `texture` moves, its waves are alike; `colours` are those of whole images.
     `masks` are pixels of the crops, `places` their centres in cells (row, column). An image is a
-    carrier from `threshold` on; `rank` is larger the more carriers there are, and the less other
+    carrier from `threshold` on, and without the cue below `absent`, if that is less: what hides it
+    here and there is between. `rank` is larger the more carriers there are, and the less other
     classes' images are like them.
     """
 
@@ -41,12 +43,23 @@ class Cue:
     places: Float[Tensor, "images 2"]
     is_fixed: bool
     rank: float = 0.0
+    absent: float = float("inf")
     overlay: Overlay | None = None
 
     @property
     def carriers(self) -> Bool[Tensor, " images"]:
         """The images that hold the cue."""
         return self.likeness >= self.threshold
+
+    @property
+    def is_without(self) -> Bool[Tensor, " images"]:
+        """The images that surely do not."""
+        return self.likeness < min(self.absent, self.threshold)
+
+    @property
+    def is_of_whole(self) -> bool:
+        """Whether it lies all over an image, so that nothing of it can be filled without harm."""
+        return self.kind in OF_WHOLE
 
 
 def found(

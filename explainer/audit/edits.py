@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
-from explainer.audit.colours import COLOURS, colours, recoloured
+from explainer.audit.colours import COLOURS, levels, recoloured
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.interventions import Control, Fill, filled, have_elsewhere, moved
 from explainer.audit.overlays import Overlay
@@ -99,18 +99,18 @@ def _fill_elsewhere(
 
 
 def _recolour(recipients: Recipients, donors: Donors, _masks: OfDonors) -> Iterator[Recipients]:
-    return (recoloured(recipients, each) for each in colours(donors).split(len(recipients)))
+    return (recoloured(recipients, each) for each in levels(donors).split(len(recipients)))
 
 
 def _change_colours(crops: Crops, _masks: Masks, others: Crops) -> Iterator[Crops]:
-    yield recoloured(crops, colours(others))
+    yield recoloured(crops, levels(others))
 
 
 def _exchange_colours(
     crops: Crops, _masks: Masks, _others: Crops, _generator: torch.Generator
 ) -> Iterator[Crops]:
     """Among the images themselves, which all have the class's colours."""
-    yield recoloured(crops, colours(crops.roll(1, 0)))
+    yield recoloured(crops, levels(crops.roll(1, 0)))
 
 
 def _replace(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:

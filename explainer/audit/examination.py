@@ -11,7 +11,6 @@ from itertools import islice
 import torch
 
 from explainer.audit import colours, content, cues
-from explainer.audit.colours import COLOURS
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.evidence import ClassEvidence
 from explainer.audit.growth import Gallery
@@ -19,7 +18,8 @@ from explainer.audit.interventions import Images, Laboratory
 from explainer.audit.marks import mark
 from explainer.audit.proposals import Proposer
 from explainer.audit.sample import ClassSample
-from explainer.audit.textures import TEXTURE, texture
+from explainer.audit.stock import Stock
+from explainer.audit.textures import texture
 from explainer.audit.trial import Trial
 
 # Images of a class, or of other classes, with which nothing can be said.
@@ -63,7 +63,7 @@ def examine(
     strangers = Images.joined(groups)
     side = colours.Side.of(sample, strangers.crops)
     found = _candidates(lab, sample, strangers, side, generator)
-    trial = Trial(lab, sample, groups, generator, seed)
+    trial = Trial(lab, Stock(sample, groups, generator), seed)
     chosen = _promising(trial, found)
     tested = tuple(trial.of(cue) for cue in chosen)
     passes = lab.passes - before
@@ -103,7 +103,7 @@ def _promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
     content. Nothing that is told rests on this look; it saves testing what does nothing. A
     background that holds such a cue has its effect, too.
     """
-    of_whole = [cue for cue in found if cue.kind in (TEXTURE, COLOURS) and trial.is_promising(cue)]
+    of_whole = [cue for cue in found if cue.is_of_whole and trial.is_promising(cue)]
     most = max(1, MOST_CUES - len(of_whole))
     of_content = [cue for cue in found if cue.kind == "content"][:MOST_PROMISING]
     kept = list(islice((cue for cue in of_content if trial.is_promising(cue)), most))

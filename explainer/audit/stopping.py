@@ -8,13 +8,14 @@ from explainer.audit.criteria import (
     LEAST_DROP,
     LEAST_LIFT,
     LEAST_RIGHT,
+    fall_short,
     is_little,
-    is_of_pixels,
     is_part_of_the_class,
     is_rare,
     is_unsure,
     lose_as_much,
 )
+from explainer.audit.cues import OF_WHOLE
 from explainer.audit.evidence import CueEvidence, Paste, Removal
 
 # What is so far below a threshold, as a part of it, is settled, and what is above it with a smaller
@@ -33,9 +34,9 @@ def is_open(cue: CueEvidence) -> bool:
 def is_cleared_by_others(cue: CueEvidence) -> bool:
     """Whether the class's other images clear a cue, whatever more of its carriers would show."""
     others = cue.others
-    if others is None or not is_of_pixels(cue):
+    if others is None or cue.kind != "content":
         return False
-    return others.deficit.low > 0 or (cue.is_fixed and is_unsure(cue, others))
+    return fall_short(cue, others) or (cue.is_fixed and is_unsure(cue, others))
 
 
 def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
@@ -47,11 +48,14 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
         return True
     if cue.others is None or cue.kind == "background":
         return False
-    too_little = is_little(cue.others.excess, removal) and cue.others.right >= LEAST_RIGHT
+    if cue.kind in OF_WHOLE:
+        too_little = cue.others.excess.value <= 0
+    else:
+        too_little = is_little(cue.others.excess, removal) and cue.others.right >= LEAST_RIGHT
     moves = cue.kind == "content" and not cue.is_fixed
     may_be_alone = moves and paste.lift.value > LEAST_LIFT
     # Where the filling costs the others less all the same, a few images contradict each other.
-    is_cut = is_of_pixels(cue) and cue.others.deficit.low > 0 >= cue.others.excess.low
+    is_cut = fall_short(cue, cue.others) and cue.others.excess.low <= 0
     return is_cut or (too_little and not may_be_alone)
 
 

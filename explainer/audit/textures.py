@@ -17,6 +17,8 @@ TEXTURE = "texture"
 # A carrier's waves are stronger than those of this share of other classes' images; no cue where
 # fewer of the class's images are carriers, in either half: of one it is chosen, by chance, too.
 OF_OTHERS, LEAST_SHARE, LEAST_CARRIERS = 0.99, 0.15, 4
+# Whose are stronger than those of this share may hold the texture, too, where it hardly shows.
+OF_ABSENT = 0.9
 MOST_WITHIN = 1.1  # waves in the middle, to those around it
 ROUNDS, PEAKS = 3, 6
 # A frequency's power is compared with that of frequencies around it, in steps of the transform.
@@ -66,6 +68,7 @@ def texture(sample: ClassSample, others: UInt8[Tensor, "others 3 height width"])
         masks=masks,
         places=sample.middles,
         is_fixed=False,
+        absent=float(of_others.quantile(OF_ABSENT)),
     )
 
 

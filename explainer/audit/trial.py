@@ -1,31 +1,32 @@
 """Interventions on one cue: give it to images, take it from them, each beside matched controls."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from explainer.audit.content import widened
+from explainer.audit.classmates import Classmates
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.edits import edit_of, removal_of
-from explainer.audit.evidence import Carrier, CueEvidence, Others, Paste, Removal
+from explainer.audit.evidence import Carrier, CueEvidence, Paste, Removal
 from explainer.audit.extents import FIRST, RETURNS_OF_EACH, SECOND, Extent
 from explainer.audit.interventions import (
     Control,
-    Images,
     Laboratory,
     have_elsewhere,
     moved,
     noise,
     share,
 )
-from explainer.audit.outcomes import Compared, Left, most_cost, most_kept
+from explainer.audit.outcomes import Compared, Left
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
-from explainer.audit.significance import difference, lift, shift, wilson
+from explainer.audit.significance import lift, shift, wilson
+from explainer.audit.stock import Stock, repeated
 from explainer.audit.stopping import is_cleared_by_others, is_open
 
 # Carriers in the half that is tested: as many, and this share of it.
@@ -33,8 +34,6 @@ LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
 # A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
 # return to where it was.
 NATURAL = (Control.OTHER_CLASS, Control.ELSEWHERE)
-# With fewer images of a class without a cue, most of them are carriers that were missed.
-LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
 LOOKED_AT, LEAST_DONORS = 12, 2
 LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
@@ -42,17 +41,21 @@ LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
 
 @dataclass(frozen=True)
 class Trial:
-    """Tests cues of one class on the half of its images that they were not found in.
-
-    `known` are log-odds of the class's images as they are, each asked for once.
-    """
+    """Tests cues of one class on the half of its images that they were not found in."""
 
     lab: Laboratory
-    sample: ClassSample
-    recipients: Sequence[Images]
-    generator: torch.Generator
+    stock: Stock
     seed: int
-    known: dict[int, float] = field(default_factory=dict, init=False)
+
+    @property
+    def sample(self) -> ClassSample:
+        """The class's images."""
+        return self.stock.sample
+
+    @cached_property
+    def classmates(self) -> Classmates:
+        """What becomes of the class's other images."""
+        return Classmates(self.lab, self.stock)
 
     def is_promising(self, cue: Cue) -> bool:
         """Whether removing a cue costs its carriers log-odds, or pasting it flips other images.
@@ -60,7 +63,7 @@ class Trial:
         Parts of objects reach into the background: of that only flips count.
         """
         held = torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
-        held = held[self._order(len(held))][: 2 * LOOKED_AT]
+        held = held[self.stock.order(len(held))][: 2 * LOOKED_AT]
         if len(held) < LEAST_DONORS:
             return False
         return (cue.kind != BACKGROUND and self._costs(cue, held)) or self._flips(cue, held)
@@ -79,15 +82,15 @@ class Trial:
 
     def _cost(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Float[np.ndarray, " carriers"]:
         """The log-odds that each loses with the cue, beyond what it loses with as much else."""
-        mine, masks = self._mine(carriers), self._masks(cue, carriers)
-        edit, others = removal_of(cue, masks), self._drawn(len(carriers)).crops
-        spared = next(edit.spare(mine.crops, masks, others, self.generator))
+        mine, masks = self.stock.mine(carriers), self.stock.masks(cue, carriers)
+        edit, others = removal_of(cue, masks), self.stock.drawn(len(carriers)).crops
+        spared = next(edit.spare(mine.crops, masks, others, self.stock.generator))
         taken = next(edit.take(mine.crops, masks, others))
         control, left = (Left.of(self.lab, mine, [crops]).log_odds for crops in (spared, taken))
         return (control - left)[0]
 
     def _flips(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
-        recipients, donors = self._drawn(LOOKED_AT).crops, repeated(held, LOOKED_AT)
+        recipients, donors = self.stock.drawn(LOOKED_AT).crops, repeated(held, LOOKED_AT)
         looked = self._compared(recipients, cue, donors, [Control.OTHER_CLASS])
         return share(looked.treated.flips) - looked.flips[Control.OTHER_CLASS] >= LEAST_FLIPS
 
@@ -137,7 +140,7 @@ class Trial:
         return replace(found, paste=paste, removal=self._removal(cue, tested, extent.removed))
 
     def _with_others(self, cue: Cue, found: CueEvidence, extent: Extent) -> CueEvidence:
-        return replace(found, others=self._others(cue, extent.compared))
+        return replace(found, others=self.classmates.of(cue, extent.compared))
 
     def _carriers(self, cue: Cue) -> tuple[Carrier, ...]:
         cells = to_cells(cue.masks, self.lab.model.grid).flatten(1)
@@ -151,12 +154,12 @@ class Trial:
         )
 
     def _paste(self, cue: Cue, tested: Int[Tensor, " carriers"], extent: Extent) -> Paste:
-        order = self._order(len(tested))
-        recipients = self._different(extent.recipients).crops
+        order = self.stock.order(len(tested))
+        recipients = self.stock.different(extent.recipients).crops
         donors, controls = repeated(tested[order], len(recipients)), edit_of(cue).controls
         into_others = self._compared(recipients, cue, donors, controls)
         natural = [control for control in controls if control in NATURAL]
-        order = tested[self._order(len(tested))]
+        order = tested[self.stock.order(len(tested))]
         chosen = order[: extent.returns]
         lost = self._without(cue, chosen)
         turns = min(RETURNS_OF_EACH, extent.returns // len(chosen))
@@ -183,12 +186,12 @@ class Trial:
 
         Elsewhere is none of them where the masks leave none.
         """
-        crops, masks = self.sample.crops[donors], self._masks(cue, donors)
-        sources = {Control.OTHER_CLASS: (self._drawn(len(donors)).crops, masks)}
+        crops, masks = self.sample.crops[donors], self.stock.masks(cue, donors)
+        sources = {Control.OTHER_CLASS: (self.stock.drawn(len(donors)).crops, masks)}
         if Control.NOISE in controls:
-            sources[Control.NOISE] = (noise(crops, self.generator), masks)
+            sources[Control.NOISE] = (noise(crops, self.stock.generator), masks)
         if Control.ELSEWHERE in controls and have_elsewhere(masks):
-            sources[Control.ELSEWHERE] = (crops, moved(masks, self.generator))
+            sources[Control.ELSEWHERE] = (crops, moved(masks, self.stock.generator))
         edit, target = edit_of(cue), self.sample.target
         return Compared(
             self.lab.pasted(target, edit.give(recipients, crops, masks)),
@@ -203,16 +206,16 @@ class Trial:
         self, cue: Cue, carriers: Int[Tensor, " carriers"]
     ) -> UInt8[Tensor, "carriers 3 height width"]:
         """Carriers' crops that have lost the cue."""
-        others = self._drawn(len(carriers)).crops
-        masks = self._masks(cue, carriers)
+        others = self.stock.drawn(len(carriers)).crops
+        masks = self.stock.masks(cue, carriers)
         return next(removal_of(cue, masks).take(self.sample.crops[carriers], masks, others))
 
     def _removal(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Removal:
-        chosen = carriers[self._order(len(carriers))][:most]
-        mine, masks = self._mine(chosen), self._masks(cue, chosen)
-        edit, others = removal_of(cue, masks), self._drawn(len(chosen)).crops
+        chosen = carriers[self.stock.order(len(carriers))][:most]
+        mine, masks = self.stock.mine(chosen), self.stock.masks(cue, chosen)
+        edit, others = removal_of(cue, masks), self.stock.drawn(len(chosen)).crops
         left = Left.of(self.lab, mine, edit.take(mine.crops, masks, others)).mean()
-        spared = edit.spare(mine.crops, masks, others, self.generator)
+        spared = edit.spare(mine.crops, masks, others, self.stock.generator)
         control = Left.of(self.lab, mine, spared).mean()
         return Removal(
             without=float(left.kept.mean()),
@@ -221,78 +224,3 @@ class Trial:
             cost=shift(control.log_odds, left.log_odds),
             images=len(chosen),
         )
-
-    def _others(self, cue: Cue, most: int) -> Others | None:
-        """The class's other images, treated as carriers are from which the cue is taken."""
-        others = torch.nonzero(~cue.carriers).flatten()
-        if len(others) < max(LEAST_OTHERS, LEAST_OTHERS_SHARE * len(self.sample)):
-            return None
-        carriers = torch.nonzero(cue.carriers & ~self.sample.discovery).flatten()
-        carriers, others = (
-            images[self._order(len(images))][:most] for images in (carriers, others)
-        )
-        places = repeated(carriers, len(others))
-        after, after_others = (
-            self._filled(cue, images, at) for images, at in ((carriers, carriers), (others, places))
-        )
-        before, before_others = (self._log_odds(images) for images in (carriers, others))
-        right, right_others = (self.sample.explained[i].numpy() for i in (carriers, others))
-        mine, theirs = after.only(right), after_others.only(right_others)
-        return Others(
-            deficit=difference(
-                float(after_others.kept.mean()),
-                len(others),
-                float(after.kept.mean()),
-                len(carriers),
-            ),
-            excess=most_kept(theirs, mine),
-            excess_cost=most_cost(
-                before_others[right_others] - theirs.log_odds, before[right] - mine.log_odds
-            ),
-            right=int(right_others.sum()),
-        )
-
-    def _filled(
-        self, cue: Cue, images: Int[Tensor, " images"], places: Int[Tensor, " images"]
-    ) -> Left:
-        """Images without what is at some images' places, with each fill."""
-        mine, masks = self._mine(images), self._masks(cue, places)
-        others = self._drawn(len(images)).crops
-        return Left.of(self.lab, mine, removal_of(cue, masks).cover(mine.crops, masks, others))
-
-    def _log_odds(self, images: Int[Tensor, " images"]) -> Float[np.ndarray, " images"]:
-        new = [image for image in images.tolist() if image not in self.known]
-        if new:
-            mine = self._mine(torch.tensor(new))
-            asked = Left.of(self.lab, mine, [mine.crops]).log_odds[0]
-            self.known.update(zip(new, asked.tolist(), strict=True))
-        return np.array([self.known[image] for image in images.tolist()])
-
-    def _mine(self, images: Int[Tensor, " images"]) -> Images:
-        return Images(self.sample.crops[images], torch.full((len(images),), self.sample.target))
-
-    def _masks(
-        self, cue: Cue, images: Int[Tensor, " images"]
-    ) -> Bool[Tensor, "images height width"]:
-        """What is taken and given: a seam is the cue still."""
-        return widened(cue.masks[images], self.sample.grid)
-
-    def _drawn(self, count: int) -> Images:
-        """So many recipients, of all groups alike; twice where there are not as many."""
-        share = -(-count // len(self.recipients))
-        drawn = [group.only(repeated(self._order(len(group)), share)) for group in self.recipients]
-        return Images.joined(drawn).only(torch.arange(count))
-
-    def _different(self, count: int) -> Images:
-        """At most so many recipients, of all groups alike, none twice: each counts as one."""
-        share = -(-count // len(self.recipients))
-        drawn = [group.only(self._order(len(group))[:share]) for group in self.recipients]
-        return Images.joined(drawn).only(torch.arange(min(count, sum(len(each) for each in drawn))))
-
-    def _order(self, count: int) -> Int[Tensor, " count"]:
-        return torch.randperm(count, generator=self.generator)
-
-
-def repeated(items: Int[Tensor, " items"], count: int) -> Int[Tensor, " count"]:
-    """The first `count` of some, beginning anew where there are not as many."""
-    return items.repeat(-(-count // len(items)))[:count]

@@ -18,12 +18,18 @@ from explainer.audit.criteria import (
     is_unsure,
     lose_as_much,
 )
+from explainer.audit.cues import OF_WHOLE
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
 from explainer.audit.verdicts import ACCUSED, Verdict, worst_of
 
 # A moving cue on so large a share of a class may well be what the class is.
 OBJECT_SHARE = 0.9
+PART_OF_THE_CLASS = (
+    "carriers without it are right far more seldom than the class's other images, or these lose as "
+    "much at its places: it is part of what the class is"
+)
+GAIN_LITTLE = "the class's other images are hardly more often right that are given it"
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def _on_colours(
     if not is_needed(removal) or not is_sufficient(cue, paste, q_value):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if cue.others and lose_as_much(cue, cue.others, removal):
-        return Verdict.CLEARED, "the class's other images lose as much with other classes' colours"
+        return Verdict.CLEARED, GAIN_LITTLE
     return Verdict.CONTEXT, "the colours of its images raise it in others, and it needs them"
 
 
@@ -134,10 +140,8 @@ def _on_content(
     if not is_sufficient(cue, paste, q_value) or not (needed or paste.lift.low > LEAST_LIFT):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if is_part_of_the_class(cue, paste, removal):
-        return Verdict.CLEARED, (
-            "carriers without it are right far more seldom than the class's other images, or these "
-            "lose as much at its places: it is part of what the class is"
-        )
+        gain_little = cue.kind in OF_WHOLE and cue.others and lose_as_much(cue, cue.others, removal)
+        return Verdict.CLEARED, GAIN_LITTLE if gain_little else PART_OF_THE_CLASS
     if cue.others and is_unsure(cue, cue.others) and not is_alone(cue, paste, removal):
         return Verdict.CLEARED, (
             "too few carriers to show that without it they are as right as the class's other images"
