@@ -23,7 +23,7 @@ from explainer.audit.stock import Stock, repeated
 # With fewer images of a class without a cue, most of them are carriers that were missed.
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # So many times as many are given a cue of whole images: few classes have one, and it gains less.
-GIVEN = 2
+GIVEN = 3
 
 
 @dataclass(frozen=True)
