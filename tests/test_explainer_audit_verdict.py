@@ -328,9 +328,21 @@ def in_log_odds(
     return rarely_alone(excess=about(excess), excess_cost=cost, **changes)
 
 
-def rare(cue: CueEvidence) -> CueEvidence:
-    share, accuracy = Estimate(0.24, 0.2, 0.3, 100), Estimate(0.8, 0.7, 0.9, 50)
+def rare(cue: CueEvidence, of_class: float = 0.24) -> CueEvidence:
+    share, accuracy = Estimate(of_class, 0.1, 0.3, 100), Estimate(0.8, 0.7, 0.9, 50)
     return replace(cue, carrier_share=share, accuracy_of_others=accuracy)
+
+
+def test_of_what_hardly_any_image_holds_only_a_large_excess_tells():
+    """Of forty carriers twenty are tested, and some object shows alike in as many by chance."""
+    alike = rarely_alone(excess=Estimate(0.4, 0.2, 0.7, 100), deficit=ALIKE)
+    helping = replace(rare(alike), accuracy_of_others=about(0.1))
+    assert judged(rare(alike)).verdict is Verdict.SHORTCUT
+    for cue in (rare(alike, 0.14), replace(helping, carrier_share=rare(alike, 0.14).carrier_share)):
+        assert judged(cue).verdict is Verdict.CLEARED
+        assert judged(cue).reason.startswith("too few carriers to show")
+    large = rarely_alone(excess=Estimate(0.5, 0.21, 0.7, 100), deficit=ALIKE)
+    assert judged(rare(large, 0.14)).verdict is Verdict.SHORTCUT
 
 
 @pytest.mark.parametrize(

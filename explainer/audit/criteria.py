@@ -28,6 +28,7 @@ MOST_Q, MOST_Q_OF_RARE = 0.05, 0.01
 # And carriers that lost it are to be as right as the others, surely but for so much, or the excess
 # to be so large, surely: few images that show an object alike lose it all the same.
 MOST_DEFICIT_OF_RARE, LEAST_EXCESS_OF_RARE = 0.25, 0.2
+SELDOM_SHARE = 0.15  # with fewer carriers only the latter counts: twenty are alike too easily
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
 
@@ -101,8 +102,8 @@ def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
 def is_unsure(cue: CueEvidence, others: Others) -> bool:
     """Whether few carriers leave open if they are as right without the cue as the others."""
     is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
-    is_sure = is_alike or others.excess.low > LEAST_EXCESS_OF_RARE or helps(cue)
-    return is_rare(cue) and not is_sure
+    is_sure = cue.carrier_share.value >= SELDOM_SHARE and (is_alike or helps(cue))
+    return is_rare(cue) and not (is_sure or others.excess.low > LEAST_EXCESS_OF_RARE)
 
 
 def helps(cue: CueEvidence) -> bool:
