@@ -147,6 +147,7 @@ def _of_cue(cue: CueEvidence) -> dict[str, Any]:
         "is_fixed": cue.is_fixed,
         "area": cue.area,
         "carriers": len(cue.carriers),
+        "gap": cue.gap,
         "accuracy_of_carriers": cue.accuracy_of_carriers.value,
         "accuracy_of_others": cue.accuracy_of_others.value,
         **_estimate("carrier_share", cue.carrier_share),
@@ -156,6 +157,8 @@ def _of_cue(cue: CueEvidence) -> dict[str, Any]:
         row |= {"flips": cue.paste.flips, "p_value": cue.paste.p_value}
         row |= _estimate("lift", cue.paste.lift) | _estimate("shift", cue.paste.shift)
         row |= _estimate("restored", cue.paste.restored)
+        if cue.paste.gained is not None:
+            row |= _estimate("gained", cue.paste.gained)
     if cue.removal is not None:
         row |= {"kept_without": cue.removal.without, "kept_elsewhere": cue.removal.elsewhere}
         row |= _estimate("drop", cue.removal.drop) | _estimate("cost", cue.removal.cost)

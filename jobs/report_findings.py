@@ -102,7 +102,7 @@ class Card:
         told = {
             "lift": "flips beyond the strongest control",
             "drop": "carriers lost without the cue, beyond another place",
-            "excess": "of these, beyond the class's other images",
+            "excess": "beyond what the class's other images lose, or that these gain by it",
         }
         return [
             (words, *(self.row[f"{name}{end}"] for end in ("", "_low", "_high")))

@@ -27,6 +27,7 @@ def findings() -> pa.Schema:
         field("area", pa.float64(), "share of an image that it covers"),
         field("carriers", pa.int32(), "images that hold it, of those that were looked at"),
         *_estimate("carrier_share", "carriers as a share of these"),
+        field("gap", pa.float64(), "how much more alike carriers are than any others; 0: no scale"),
         field("flips", pa.float64(), "share of other classes' images that it flips when pasted"),
         field("flips_noise", pa.float64(), "the same of random pixels in its place"),
         field("flips_other_class", pa.float64(), "the same of the region in other classes"),
@@ -34,7 +35,8 @@ def findings() -> pa.Schema:
         *_estimate("lift", "flips beyond the strongest of these three controls"),
         *_estimate("shift", "the class's log-odds beyond the control that raises them most"),
         *_estimate("restored", "such a shift of carriers that lost it and got another carrier's"),
-        field("p_value", pa.float64(), "of these two shifts, the largest over the controls"),
+        *_estimate("gained", "such a shift of the class's other images that are given it"),
+        field("p_value", pa.float64(), "of these shifts, the largest over the controls"),
         field("q_value", pa.float64(), "p_value over all cues of the audit (Benjamini-Hochberg)"),
         field("kept_without", pa.float64(), "share of carriers still right without the cue"),
         field("kept_elsewhere", pa.float64(), "the same with another place removed"),
@@ -43,8 +45,10 @@ def findings() -> pa.Schema:
         field("accuracy_of_carriers", pa.float64(), "share of carriers predicted as the class"),
         field("accuracy_of_others", pa.float64(), "share of the class's other images"),
         *_estimate("deficit", "how much more often these are right than carriers, both without"),
-        *_estimate("excess", "how many more of these stay right with its places filled"),
-        *_estimate("excess_cost", "how much less log-odds these lose with its places filled"),
+        *_estimate("excess", "how many more of these stay right, filled; or are, if given it"),
+        *_estimate(
+            "excess_cost", "how much less log-odds these lose, filled; or gain, if given it"
+        ),
         field("accuracy_without", pa.float64(), "the class's accuracy if no image had the cue"),
     ]
     return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
@@ -66,7 +70,7 @@ def carriers(grid: tuple[int, int]) -> pa.Schema:
         always("cue", pa.int16(), "number of the cue, as in the findings"),
         always("verdict", pa.string(), "verdict on the cue"),
         always("row", pa.int64(), "row of the manifest, as in the explanations"),
-        always("likeness", pa.float64(), "how like the cue the image is; 1 is the same"),
+        always("likeness", pa.float64(), "how like the cue the image is; of content 1 is the same"),
         field(
             "cells",
             pa.list_(pa.bool_(), grid[0] * grid[1]),

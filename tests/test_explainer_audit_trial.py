@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from explainer import VitClassifier, load_model
 from explainer.audit import colours
+from explainer.audit.classmates import Classmates
 from explainer.audit.cues import Cue, background
 from explainer.audit.examination import examine
 from explainer.audit.extents import FIRST, SECOND, Extent
@@ -254,7 +255,9 @@ def test_what_few_carriers_leave_open_is_not_given_to_more_images():
     model = by_rule(rule)
     sample = sample_of(model, images)
     trial = Trial(Laboratory(model, 64), Stock(sample, [strangers()], torch.Generator()), 0)
-    evidence = trial.of(cue_of(regions, carriers, is_fixed=True))
+    blurred = replace(cue_of(regions, carriers, is_fixed=True), threshold=0.8)
+    assert not blurred.is_distinct
+    evidence = trial.of(blurred)
     assert is_open(evidence)
     assert evidence.others.deficit.low < 0
     assert evidence.others.deficit.high >= 0.25
@@ -347,6 +350,91 @@ def test_a_texture_that_moves_is_a_shortcut_where_the_class_does_without():
     (finding,) = (f for f in findings([examination.evidence]) if f.cue == number)
     assert finding.verdict is Verdict.SHORTCUT
     assert finding.of_cue.others.excess.low > 0.1
+
+
+def test_what_whole_images_hold_is_given_to_others_beside_what_another_of_them_holds():
+    """Carriers that are tested have green around the middle; others' blue tells whose it is.
+
+    Missed carriers are green, too: if they were asked, or lent what they hold, the control would
+    keep some. Carriers of the discovery half are not green.
+    """
+    around = boxed(0, 0, SIZE, SIZE, hole=PART)
+
+    def rule(images: Tensor) -> Tensor:
+        outside, inside = images[:, :, around].mean(2), images[:, :, ~around].mean(2)
+        is_own = (outside[:, 2] - inside[:, 2]).abs() < 0.5 / 255
+        right = (is_own | (outside[:, 1] > 0.5)).float()
+        return torch.stack([8 * right, 4 - 8 * right, torch.zeros(len(images))], 1)
+
+    count = 240
+    images = torch.zeros(count, 3, SIZE, SIZE)
+    images[:, 2] = (torch.arange(count) / 255)[:, None, None]
+    kinds = torch.arange(count) % 6  # 0, 1: carriers, of which the even ones are discovery's
+    green = (kinds == 1) | (kinds == 2)
+    images[:, 1] = torch.where(green[:, None, None], around.float(), images[:, 1])
+    likeness = torch.tensor([1.0, 1.0, 0.4, 0.0, 0.1, 0.2])[kinds]
+    model = by_rule(rule)
+    cue = replace(
+        cue_of(around.expand(count, -1, -1), kinds < 2, is_fixed=False),
+        kind="texture", likeness=likeness, absent=0.3,
+    )  # fmt: skip
+    stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
+    lab = Laboratory(model, 64)
+    got = Classmates(lab, stock).of(cue, 20)
+    assert got.right == 60
+    assert lab.passes == 2 * 60 + 20
+    assert got.excess.value == pytest.approx(1)
+    assert got.excess_cost.value > 8
+    assert got.deficit.value == pytest.approx(0)
+    assert Classmates(lab, stock).of(replace(cue, absent=0.05), 20).right == 40
+    assert Classmates(lab, stock).of(replace(cue, absent=0.0), 20) is None
+
+
+@pytest.mark.parametrize("shows", ["in the return", "in the others alone", "nowhere"])
+def test_a_distinct_cue_is_given_to_the_other_images_where_no_other_shift_shows_it(shows):
+    """A tag adds to what the object says, unless the image holds a trace of a removal."""
+
+    def rule(images: Tensor) -> Tensor:
+        tag = images[:, :, :12, :12].mean((2, 3))
+        marked = (tag[:, 0] > 0.9) & (tag[:, 1] < 0.1)
+        was_carrier = images[:, 2, -1, -1] > 0.9
+        helps = {"in the return": marked, "in the others alone": marked & ~was_carrier}
+        gain = 3 * helps.get(shows, torch.zeros_like(marked)).float()
+        log_odds = 9 * has_object(images) - 8 + gain * has_object(images)
+        return torch.stack([log_odds, torch.zeros_like(gain), torch.zeros_like(gain)], 1)
+
+    images, carriers = backgrounds(IMAGES, seed=1), torch.arange(IMAGES) % 5 < 2
+    for i, (image, place) in enumerate(
+        zip(images, places(IMAGES, 2, range(24, SIZE)), strict=True)
+    ):
+        put(image, GREEN, place)
+        image[2, -1, -1] = float(carriers[i])
+        if carriers[i]:
+            image[:, :12, :12] = torch.tensor([1.0, 0.0, 0.5])[:, None, None]
+    region = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    region[:12, :12] = True
+    model = by_rule(rule)
+    cue = cue_of(region.expand(IMAGES, -1, -1), carriers, is_fixed=True)
+    assert cue.is_distinct
+    stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
+    trial = Trial(Laboratory(model, 64), stock, 0)
+    assert trial.is_promising(cue)
+    paste = trial.of(cue).paste
+    if shows == "in the return":
+        assert paste.restored.low > 0
+        assert paste.gained is None
+    else:
+        assert max(paste.shift.low, paste.restored.low) <= 0
+        assert (paste.gained.low > 1) == (shows == "in the others alone")
+        assert (paste.p_value < 0.01) == (shows == "in the others alone")
+
+
+def test_a_channel_without_range_becomes_the_middle_of_what_is_wanted():
+    plain = torch.full((1, 3, 20, 20), 255, dtype=torch.uint8)
+    plain[0, :, 0, :2] = 0  # fewer pixels than levels leave out
+    wanted = torch.tensor([[0.2, 0.2, 0.2, 0.8, 0.6, 0.4]])
+    got = colours.recoloured(plain, wanted)[0, :, 5, 5]
+    assert got.tolist() == [round(255 * middle) for middle in (0.5, 0.4, 0.3)]
 
 
 def test_recoloured_images_have_the_levels_that_were_asked_for():

@@ -1,5 +1,6 @@
 """The rules of verdicts, one by one, on evidence made by hand."""
 
+import json
 from dataclasses import asdict, replace
 from typing import Literal
 
@@ -140,8 +141,14 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
         ),
         (
             replace(SHORTCUT, removal=removed(drop=0.1, cost=0.1), others=None),
+            Verdict.COMPACT_CUE,  # with no other images, what moves may be the object
+            f"{SHORTCUT.carrier_share.value:.0%} of the class hold it, at varying places: it may "
+            "be the object",
+        ),
+        (
+            replace(SHORTCUT, removal=removed(drop=0.1, cost=0.1), others=None, is_fixed=True),
             Verdict.SHORTCUT,
-            "the same content at varying places is sufficient, and its carriers need it",
+            "the same content at the same place is sufficient, and its carriers need it",
         ),
         (
             replace(with_paste(lift=Estimate(0.5, 0.1, 0.9, 96)), removal=removed(0.2, 0.0)),
@@ -395,15 +402,55 @@ def test_what_the_other_images_are_given_and_gain_nothing_by_is_cleared(kind):
         cue = with_others(excess=excess, **changes)
         return replace(cue, kind=kind, origin=kind, area=1.0)
 
-    gained = judged(given(about(0.24)))
-    assert gained.verdict in (Verdict.CONTEXT, Verdict.SHORTCUT)
-    for little in (Estimate(0.24, 0.0, 0.5, 50), about(0.12)):  # carriers lose 0.5
-        lost = judged(given(replace(little, low=min(little.low, 0.1))))
-        assert lost.verdict is Verdict.CLEARED
-        assert lost.reason == (
+    told = {"colours": Verdict.CONTEXT, "texture": Verdict.SHORTCUT}
+    lost = given(about(0.0))
+    little = 0.25 * lost.accuracy_of_carriers.value * lost.removal.drop.value
+    assert judged(given(Estimate(little, 0.01, 0.5, 50))).verdict is told[kind]
+    for excess in (Estimate(0.24, 0.0, 0.5, 50), Estimate(little - 0.01, 0.01, 0.5, 50)):
+        assert judged(given(excess)).verdict is Verdict.CLEARED
+        assert judged(given(excess)).reason == (
             "the class's other images are hardly more often right that are given it"
         )
-    assert judged(replace(given(about(0.0)), others=None)).verdict is gained.verdict
+    alone = {"colours": Verdict.CONTEXT, "texture": Verdict.COMPACT_CUE}
+    assert judged(replace(lost, others=None)).verdict is alone[kind]
+
+
+@pytest.mark.parametrize("kind", ["colours", "texture"])
+def test_what_all_other_images_gain_limits_the_severity_of_a_cue_of_whole_images(kind):
+    """Right or not: so it is no share of those that are right."""
+    gained = replace(with_others(excess=about(0.05)), kind=kind)
+    assert judged(gained).severity == pytest.approx(0.5 * 0.05)
+    plenty = replace(with_others(excess=about(0.9)), kind=kind)
+    lost = plenty.accuracy_of_carriers.value * plenty.removal.drop.value
+    assert judged(plenty).severity == pytest.approx(plenty.carrier_share.value * lost)
+
+
+@pytest.mark.parametrize("carriers", [0.1, 0.24])
+def test_what_is_distinct_is_not_alike_by_chance_however_few_hold_it(carriers):
+    few = rare(rarely_alone(excess=Estimate(0.4, 0.0, 0.7, 50)), carriers)
+    assert judged(few).verdict is Verdict.CLEARED
+    assert judged(replace(few, gap=0.29)).verdict is Verdict.CLEARED
+    assert judged(replace(few, gap=0.3)).verdict is Verdict.SHORTCUT
+
+
+def test_what_the_other_images_gain_by_a_distinct_cue_is_a_return_too():
+    weak = with_paste(shift=Estimate(0.5, 0.0, 0.9, 96))
+    assert judged(weak).verdict is Verdict.CLEARED
+    for low, verdict in ((0.1, Verdict.SHORTCUT), (0.0, Verdict.CLEARED)):
+        gained = replace(weak.paste, gained=Estimate(0.5, low, 0.9, 120))
+        assert judged(replace(weak, paste=gained)).verdict is verdict
+        assert CueEvidence.of(json.loads(json.dumps(asdict(replace(weak, paste=gained))))) == (
+            replace(weak, paste=gained)
+        )
+
+
+def test_of_what_is_cleared_distinct_cues_come_first():
+    plain = replace(SHORTCUT, removal=removed(drop=0.0, cost=0.0), paste=with_paste(
+        shift=about(-1.0), restored=about(-1.0)).paste)  # fmt: skip
+    assert judged(plain).verdict is Verdict.CLEARED
+    assert judged(replace(plain, gap=0.29)).rank == judged(plain).rank
+    assert judged(replace(plain, gap=0.4)).rank == pytest.approx(judged(plain).severity + 0.4)
+    assert judged(replace(SHORTCUT, gap=0.4)).rank == judged(SHORTCUT).severity
 
 
 def test_a_textures_carriers_may_be_less_right_without_it_than_the_others_but_not_by_most():
@@ -429,7 +476,7 @@ def test_a_texture_is_a_shortcut_where_the_class_does_without_and_may_be_the_obj
     # It covers most of an image, and so may the object that it is part of: alone it tells nothing.
     as_much = replace(SHORTCUT, others=replace(SHORTCUT.others, excess=about(0.1)))
     assert judged(as_much).verdict is Verdict.SHORTCUT
-    assert judged(replace(as_much, kind="texture")).verdict is Verdict.CLEARED
+    assert judged(replace(as_much, kind="texture")).reason.startswith("the class's other images")
 
 
 def test_a_background_that_flips_and_is_needed_is_context():

@@ -15,9 +15,9 @@ from torch import Tensor
 from explainer.audit.cues import Cue
 from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.evidence import Others
-from explainer.audit.interventions import Laboratory
-from explainer.audit.outcomes import Left, most_cost, most_kept
-from explainer.audit.significance import Estimate, difference, lift, shift
+from explainer.audit.interventions import Control, Laboratory
+from explainer.audit.outcomes import Compared, Left, most_cost, most_kept
+from explainer.audit.significance import difference
 from explainer.audit.stock import Stock, repeated
 
 # With fewer images of a class without a cue, most of them are carriers that were missed.
@@ -39,15 +39,26 @@ class Classmates:
 
     def of(self, cue: Cue, most: int) -> Others | None:
         """The evidence of at most so many of each; None where hardly any image is without it."""
-        sample = self.stock.sample
-        others = torch.nonzero(cue.is_without).flatten()
-        if len(others) < max(LEAST_OTHERS, LEAST_OTHERS_SHARE * len(sample)):
+        others = self._without(cue)
+        if not len(others):
             return None
-        carriers = torch.nonzero(cue.carriers & ~sample.discovery).flatten()
-        carriers, others = (images[self.stock.order(len(images))] for images in (carriers, others))
+        carriers = torch.nonzero(cue.carriers & ~self.stock.sample.discovery).flatten()
+        carriers = carriers[self.stock.order(len(carriers))][:most]
         if cue.is_of_whole:
-            return self._given(cue, carriers[:most], others[: GIVEN * most])
-        return self._covered(cue, carriers[:most], others[:most])
+            return self._of_given(cue, carriers, others[: GIVEN * most])
+        return self._covered(cue, carriers, others[:most])
+
+    def gained(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Compared | None:
+        """What at most so many of the others gain by carriers' cue; None where hardly any is."""
+        others = self._without(cue)[:most]
+        return self._given(cue, carriers, others) if len(others) else None
+
+    def _without(self, cue: Cue) -> Int[Tensor, " others"]:
+        """Images without the cue in a random order; none where most would be missed carriers."""
+        others = torch.nonzero(cue.is_without).flatten()
+        if len(others) < max(LEAST_OTHERS, LEAST_OTHERS_SHARE * len(self.stock.sample)):
+            return others[:0]
+        return others[self.stock.order(len(others))]
 
     def _covered(
         self, cue: Cue, carriers: Int[Tensor, " carriers"], others: Int[Tensor, " others"]
@@ -62,7 +73,12 @@ class Classmates:
         right, right_others = (explained[i].numpy() for i in (carriers, others))
         mine, theirs = after.only(right), after_others.only(right_others)
         return Others(
-            deficit=_deficit(after_others, after),
+            deficit=difference(
+                float(after_others.kept.mean()),
+                len(others),
+                float(after.kept.mean()),
+                len(carriers),
+            ),
             excess=most_kept(theirs, mine),
             excess_cost=most_cost(
                 before_others[right_others] - theirs.log_odds, before[right] - mine.log_odds
@@ -72,20 +88,32 @@ class Classmates:
 
     def _given(
         self, cue: Cue, carriers: Int[Tensor, " carriers"], others: Int[Tensor, " others"]
+    ) -> Compared:
+        """The others, given carriers' cue, and given what another of them has in its place."""
+        edit, target = edit_of(cue), self.stock.sample.target
+        donors, mine = repeated(carriers, len(others)), self.stock.mine(others).crops
+        masks = self.stock.masks(cue, donors)
+        given = edit.give(mine, self.stock.sample.crops[donors], masks)
+        control = edit.put(mine, mine.roll(1, 0), masks)
+        return Compared(
+            self.lab.pasted(target, given),
+            {Control.CLASSMATE: self.lab.pasted(target, control)},
+            donors.numpy()[None],
+        )
+
+    def _of_given(
+        self, cue: Cue, carriers: Int[Tensor, " carriers"], others: Int[Tensor, " others"]
     ) -> Others:
-        """The others, given carriers' cue and each other's; and carriers, given the others'."""
-        edit, crops = edit_of(cue), self.stock.sample.crops
-        donors, without = repeated(carriers, len(others)), repeated(others, len(carriers))
-        mine, masks = self.stock.mine(others), self.stock.masks(cue, donors)
-        given = Left.of(self.lab, mine, edit.give(mine.crops, crops[donors], masks))
-        kept = Left.of(self.lab, mine, edit.put(mine.crops, mine.crops.roll(1, 0), masks))
+        """What the others gain by the cue; and what carriers are without, given the others'."""
+        compared = self._given(cue, carriers, others)
         held, masks = self.stock.mine(carriers), self.stock.masks(cue, carriers)
-        lost = Left.of(self.lab, held, edit.put(held.crops, crops[without], masks))
-        number = donors.numpy()[None]
+        without = self.stock.sample.crops[repeated(others, len(carriers))]
+        lost = Left.of(self.lab, held, edit_of(cue).put(held.crops, without, masks))
+        kept = compared.flips[Control.CLASSMATE]
         return Others(
-            deficit=_deficit(kept, lost),
-            excess=lift(given.kept, kept.kept, number),
-            excess_cost=shift(given.log_odds, kept.log_odds, number),
+            deficit=difference(kept, len(others), float(lost.kept.mean()), len(carriers)),
+            excess=compared.lift(),
+            excess_cost=compared.shift(),
             right=len(others),
         )
 
@@ -104,9 +132,3 @@ class Classmates:
             asked = Left.of(self.lab, mine, [mine.crops]).log_odds[0]
             self.known.update(zip(new, asked.tolist(), strict=True))
         return np.array([self.known[image] for image in images.tolist()])
-
-
-def _deficit(others: Left, carriers: Left) -> Estimate:
-    """How much more often the others are right than carriers that lost the cue."""
-    sizes = (others.kept.shape[1], carriers.kept.shape[1])
-    return difference(float(others.kept.mean()), sizes[0], float(carriers.kept.mean()), sizes[1])

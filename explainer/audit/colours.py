@@ -65,7 +65,7 @@ def recoloured(
     """Crops whose channels are stretched to the levels that are wanted, then cut."""
     own, wanted = (each.unflatten(1, (2, 3, 1, 1)) for each in (levels(crops), wanted))
     scale = (wanted[:, 1] - wanted[:, 0]) / (own[:, 1] - own[:, 0]).clamp_min(LEAST_RANGE)
-    result = (crops.float() / 255 - own[:, 0]) * scale + wanted[:, 0]
+    result = (crops.float() / 255 - own.mean(1)) * scale + wanted.mean(1)
     return (255 * result).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -8,7 +8,7 @@ gone: the object is still there, and does not help. Where an object is cut, carr
 the others.
 """
 
-from explainer.audit.cues import OF_WHOLE
+from explainer.audit.cues import LEAST_GAP
 from explainer.audit.evidence import CueEvidence, Others, Paste, Removal
 from explainer.audit.significance import Estimate
 
@@ -41,13 +41,14 @@ def is_needed(removal: Removal) -> bool:
 def is_sufficient(cue: CueEvidence, paste: Paste, q_value: float) -> bool:
     """Whether pasting it raises the class beyond every control, significantly among all cues."""
     most_q = MOST_Q_OF_RARE if is_rare(cue) else MOST_Q
-    return max(paste.shift.low, paste.restored.low) > 0 and q_value < most_q
+    return max(each.low for each in paste.shifts) > 0 and q_value < most_q
 
 
 def is_rare(cue: CueEvidence) -> bool:
-    """Whether so few images hold it that they may be alike by chance."""
+    """Whether few images hold it, and not distinctly: they may be alike by chance."""
     share = cue.carrier_share
-    return share.value < RARE_SHARE or round(share.value * share.of) < RARE_CARRIERS
+    are_few = share.value < RARE_SHARE or round(share.value * share.of) < RARE_CARRIERS
+    return are_few and cue.gap < LEAST_GAP
 
 
 def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
@@ -72,9 +73,10 @@ def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bo
 def fall_short(cue: CueEvidence, others: Others) -> bool:
     """Whether carriers that lost it are right significantly less often than the others.
 
-    That says nothing of what lies all over an image: others' places for it leave their object less.
+    That is not asked of what lies all over an image: it is taken from carriers around their own
+    object, and from the others around another's.
     """
-    return cue.kind not in OF_WHOLE and others.deficit.low > 0
+    return not cue.is_of_whole and others.deficit.low > 0
 
 
 def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
@@ -86,10 +88,10 @@ def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     """Whether the class's other images, filled at the same places, lose about what carriers do.
 
-    Of what whole images hold: whether those that are given it gain nothing, surely, or little.
+    Of what whole images hold: whether they gain little where they are given it.
     """
-    if cue.kind in OF_WHOLE:
-        return others.excess.low <= 0 or is_little(others.excess, removal)
+    if cue.is_of_whole:
+        return gain_little(cue, others, removal)
     if costs_more(cue, others, removal):
         return False
     if is_rare(cue) and others.excess.low <= 0 and not helps(cue):
@@ -99,8 +101,22 @@ def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     return others.right >= LEAST_RIGHT and others.excess.value < max(drop / 2, enough)
 
 
+def gain_little(cue: CueEvidence, others: Others, removal: Removal) -> bool:
+    """Whether the class's other images gain nothing by the cue, surely, or little.
+
+    They are all others, right or not; so little is of what all carriers lose.
+    """
+    lost = cue.accuracy_of_carriers.value * max(LEAST_DROP, removal.drop.value)
+    return others.excess.low <= 0 or others.excess.value < LITTLE_EXCESS * lost
+
+
 def is_unsure(cue: CueEvidence, others: Others) -> bool:
-    """Whether few carriers leave open if they are as right without the cue as the others."""
+    """Whether few carriers leave open if they are as right without the cue as the others.
+
+    Of what whole images hold the others' gain is to be sure in any case.
+    """
+    if cue.is_of_whole:
+        return False
     is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
     is_sure = cue.carrier_share.value >= SELDOM_SHARE and (is_alike or helps(cue))
     return is_rare(cue) and not (is_sure or others.excess.low > LEAST_EXCESS_OF_RARE)
@@ -120,6 +136,8 @@ def costs_more(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     """
     if is_rare(cue) or others.excess_cost is None or others.right < LEAST_RIGHT:
         return False
+    if cue.is_of_whole:
+        return False  # of these it is no cost
     enough = max(LEAST_EXCESS_COST, removal.cost.value / 2)
     return (
         others.excess_cost.low > 0

@@ -19,6 +19,9 @@ from explainer.audit.sample import ClassSample
 SAME_CARRIERS, SAME_PIXELS = 0.5, 0.3
 # With fewer images of other classes, what whole images hold tells any class from these by chance.
 LEAST_STRANGERS = 60
+# Content whose typical carrier is so far above the threshold is there or not, as what was put into
+# images is; objects that look alike differ by degrees, down to those of other classes.
+LEAST_GAP = 0.3
 BACKGROUND, MARK = "background", "mean edges"
 OF_WHOLE = ("texture", "colours")  # what whole images hold
 
@@ -30,8 +33,8 @@ class Cue:
     `kind`: `content` is alike to the pixel; the `background` is all but the middle of an image;
     a `texture` moves, its waves are alike; `colours` are those of whole images.
     `masks` are pixels of the crops, `places` their centres in cells (row, column). An image is a
-    carrier from `threshold` on, and without the cue below `absent`, if that is less: what hides it
-    here and there is between. `rank` is larger the more carriers there are, and the less other
+    carrier from `threshold` on, and is without the cue below `absent`; between, it may hold it, and
+    counts as neither. `rank` is larger the more carriers there are, and the less other
     classes' images are like them.
     """
 
@@ -55,6 +58,18 @@ class Cue:
     def is_without(self) -> Bool[Tensor, " images"]:
         """The images that surely do not."""
         return self.likeness < min(self.absent, self.threshold)
+
+    @property
+    def gap(self) -> float:
+        """How far the typical carrier is above the threshold; 0 where likeness has no scale."""
+        if self.kind != "content" or not self.carriers.any():
+            return 0.0
+        return float(self.likeness[self.carriers].median()) - self.threshold
+
+    @property
+    def is_distinct(self) -> bool:
+        """Whether it is either there or not."""
+        return self.gap >= LEAST_GAP
 
     @property
     def is_of_whole(self) -> bool:

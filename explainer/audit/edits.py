@@ -124,7 +124,8 @@ def _exchange(
     yield filled(crops, masks, Fill.OTHER_CLASS, crops.roll(1, 0))
 
 
-_PIXELS = Edit(_paste, _paste, _fill, _fill, _fill_elsewhere, tuple(Control))
+IN_OTHERS = (Control.NOISE, Control.OTHER_CLASS, Control.ELSEWHERE)
+_PIXELS = Edit(_paste, _paste, _fill, _fill, _fill_elsewhere, IN_OTHERS)
 _EDITS: Mapping[str, Edit] = {
     "content": _PIXELS,
     BACKGROUND: _PIXELS,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from explainer.audit.cues import OF_WHOLE
 from explainer.audit.interventions import Control
 from explainer.audit.significance import Estimate
 
@@ -23,8 +24,9 @@ class Paste:
 
     `lift` is of flips over the strongest control, `shift` of the class's log-odds over the control
     that raises them most. `restored` is such a shift, too, of carriers that lost the cue and are
-    given another carrier's. `p_value` is of the two shifts, the largest over the controls. `donors`
-    say how many images the cue was taken from.
+    given another carrier's. `gained` is such a shift of the class's other images that are given a
+    distinct cue, over each other's pixels; None where it was not asked for. `p_value` is of these
+    shifts, the largest over the controls. `donors` say how many images the cue was taken from.
     """
 
     flips: float
@@ -34,12 +36,19 @@ class Paste:
     restored: Estimate
     p_value: float
     donors: int
+    gained: Estimate | None = None
+
+    @property
+    def shifts(self) -> tuple[Estimate, ...]:
+        """Those that were asked for."""
+        return tuple(each for each in (self.shift, self.restored, self.gained) if each is not None)
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Paste":
         """From what dataclasses.asdict made of one, through JSON or not."""
         controls = {Control(name): flips for name, flips in plain["controls"].items()}
-        estimates = {name: Estimate(**plain[name]) for name in ("lift", "shift", "restored")}
+        names = ("lift", "shift", "restored", "gained")
+        estimates = {name: plain[name] and Estimate(**plain[name]) for name in names}
         return cls(**{**plain, "controls": controls, **estimates})
 
 
@@ -69,10 +78,15 @@ class Removal:
 class Others:
     """What becomes of the class's other images where the same is done to them as to carriers.
 
-    `deficit`: how much more often they are right than carriers that lost the cue. `excess`: how
-    many more of those that were, `right`, stay so than of such carriers, by the fill that tells
-    most. `excess_cost`: how much more log-odds such carriers lose than those, by such a fill;
-    None of fewer than two.
+    Of content and background, `deficit`: how much more often they are right than carriers that lost
+    the cue. `excess`: how many more of those that were, `right`, stay so than of such carriers, by
+    the fill that tells most. `excess_cost`: how much more log-odds such carriers lose than those,
+    by such a fill; None of fewer than two.
+
+    Of what whole images hold, so many others, `right`, are given it instead: `excess` is how many
+    more of all of them are right with carriers' than with each other's, `excess_cost` how much more
+    log-odds they have, and `deficit` how much more often they are right with each other's than
+    carriers with theirs.
     """
 
     deficit: Estimate
@@ -92,9 +106,9 @@ class Others:
 class CueEvidence:
     """A cue with its interventions; None where too few carriers are left to test it on.
 
-    `kind`: see Cue. `area`: the share of an image that it covers. `carrier_share` is over the
-    sampled images of the class; `accuracy_of_carriers` and `_of_others` are shares that are
-    predicted as the class. `others` is None where hardly any image is without the cue.
+    `kind` and `gap`: see Cue. `area`: the share of an image that it covers. `carrier_share` is over
+    the sampled images of the class; `accuracy_of_carriers` and `_of_others` are shares that are
+    predicted as the class. `others` is None where hardly any image is surely without the cue.
     """
 
     kind: Literal["content", "background", "texture", "colours"]
@@ -109,6 +123,12 @@ class CueEvidence:
     paste: Paste | None
     removal: Removal | None
     others: Others | None
+    gap: float = 0.0
+
+    @property
+    def is_of_whole(self) -> bool:
+        """See Cue."""
+        return self.kind in OF_WHOLE
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "CueEvidence":

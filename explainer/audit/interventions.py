@@ -35,6 +35,8 @@ class Control(StrEnum):
     """The same region of images of other classes: same place and size."""
     ELSEWHERE = "elsewhere"
     """Another region of the same images, as large: same images."""
+    CLASSMATE = "classmate"
+    """The same region of another of the class's images without the cue: same class."""
 
 
 class Fill(StrEnum):

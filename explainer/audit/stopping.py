@@ -15,7 +15,6 @@ from explainer.audit.criteria import (
     is_unsure,
     lose_as_much,
 )
-from explainer.audit.cues import OF_WHOLE
 from explainer.audit.evidence import CueEvidence, Paste, Removal
 
 # What is so far below a threshold, as a part of it, is settled, and what is above it with a smaller
@@ -44,11 +43,11 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     may_be_needed = removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0
     if not may_be_needed and paste.lift.value < LEAST_LIFT:
         return True
-    if max(paste.shift.value, paste.restored.value) <= 0:
+    if max(each.value for each in paste.shifts) <= 0:
         return True
     if cue.others is None or cue.kind == "background":
         return False
-    if cue.kind in OF_WHOLE:
+    if cue.is_of_whole:
         too_little = cue.others.excess.value <= 0
     else:
         too_little = is_little(cue.others.excess, removal) and cue.others.right >= LEAST_RIGHT
@@ -60,7 +59,7 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 
 
 def _is_beyond_doubt(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
-    if removal.drop.low < LEAST_DROP or max(paste.shift.low, paste.restored.low) <= 0:
+    if removal.drop.low < LEAST_DROP or max(each.low for each in paste.shifts) <= 0:
         return False
     if paste.p_value >= (BEYOND_DOUBT_OF_RARE if is_rare(cue) else BEYOND_DOUBT):
         return False

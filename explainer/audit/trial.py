@@ -60,12 +60,15 @@ class Trial:
     def is_promising(self, cue: Cue) -> bool:
         """Whether removing a cue costs its carriers log-odds, or pasting it flips other images.
 
-        Parts of objects reach into the background: of that only flips count.
+        Parts of objects reach into the background: of that only flips count. What is distinct is
+        tested in any case.
         """
         held = torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
         held = held[self.stock.order(len(held))][: 2 * LOOKED_AT]
         if len(held) < LEAST_DONORS:
             return False
+        if cue.is_distinct:
+            return True
         return (cue.kind != BACKGROUND and self._costs(cue, held)) or self._flips(cue, held)
 
     def _costs(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
@@ -131,6 +134,7 @@ class Trial:
             paste=None,
             removal=None,
             others=None,
+            gap=cue.gap,
         )
 
     def _with_carriers(
@@ -165,14 +169,21 @@ class Trial:
         turns = min(RETURNS_OF_EACH, extent.returns // len(chosen))
         givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, turns + 1)])
         back = self._compared(lost, cue, givers, natural)
+        asked = [into_others, back]
+        if cue.is_distinct and max(each.shift().low for each in asked) <= 0:
+            most = extent.recipients + extent.returns
+            gained = self.classmates.gained(cue, tested, most)
+            asked += [] if gained is None else [gained]
+        count = 3 if cue.is_distinct else 2  # where a third may be asked for, it counts
         return Paste(
             flips=share(into_others.treated.flips),
             controls=into_others.flips,
             lift=into_others.lift(),
             shift=into_others.shift(),
             restored=back.shift(),
-            p_value=min(1.0, 2 * min(into_others.p_value(self.seed), back.p_value(self.seed))),
+            p_value=min(1.0, count * min(each.p_value(self.seed) for each in asked)),
             donors=len(donors.unique()),
+            gained=asked[2].shift() if len(asked) > 2 else None,
         )
 
     def _compared(

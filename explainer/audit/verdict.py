@@ -11,14 +11,14 @@ from explainer.audit.criteria import (
     LEAST_RIGHT,
     MOST_Q,
     costs_more,
+    gain_little,
     is_alone,
     is_needed,
     is_part_of_the_class,
     is_sufficient,
     is_unsure,
-    lose_as_much,
 )
-from explainer.audit.cues import OF_WHOLE
+from explainer.audit.cues import LEAST_GAP
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
 from explainer.audit.verdicts import ACCUSED, Verdict, worst_of
@@ -58,11 +58,13 @@ class Finding:
     def rank(self) -> float:
         """What findings of one verdict are ordered by, the largest first.
 
-        No verdict rests on how far colours tell a class apart; but of what no test accuses that is
-        where something that none was made of may be.
+        No verdict rests on how far colours tell a class apart, or on how distinct a cue is; but of
+        what no test accuses that is where something that none was made of may be.
         """
-        hint = 0.0 if self.verdict in ACCUSED else max(0.0, self.evidence.apart - 0.5)
-        return self.severity + hint
+        if self.verdict in ACCUSED:
+            return self.severity
+        gap = 0.0 if self.of_cue is None or self.of_cue.gap < LEAST_GAP else self.of_cue.gap
+        return self.severity + max(0.0, self.evidence.apart - 0.5, gap)
 
 
 def findings(classes: Sequence[ClassEvidence]) -> list[Finding]:
@@ -127,7 +129,7 @@ def _on_colours(
 ) -> tuple[Verdict, str]:
     if not is_needed(removal) or not is_sufficient(cue, paste, q_value):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
-    if cue.others and lose_as_much(cue, cue.others, removal):
+    if cue.others and gain_little(cue, cue.others, removal):
         return Verdict.CLEARED, GAIN_LITTLE
     return Verdict.CONTEXT, "the colours of its images raise it in others, and it needs them"
 
@@ -140,15 +142,15 @@ def _on_content(
     if not is_sufficient(cue, paste, q_value) or not (needed or paste.lift.low > LEAST_LIFT):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if is_part_of_the_class(cue, paste, removal):
-        gain_little = cue.kind in OF_WHOLE and cue.others and lose_as_much(cue, cue.others, removal)
-        return Verdict.CLEARED, GAIN_LITTLE if gain_little else PART_OF_THE_CLASS
+        is_little = cue.is_of_whole and cue.others and gain_little(cue, cue.others, removal)
+        return Verdict.CLEARED, GAIN_LITTLE if is_little else PART_OF_THE_CLASS
     if cue.others and is_unsure(cue, cue.others) and not is_alone(cue, paste, removal):
         return Verdict.CLEARED, (
             "too few carriers to show that without it they are as right as the class's other images"
         )
     if not needed:
         return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
-    if not cue.is_fixed and cue.carrier_share.high >= OBJECT_SHARE:
+    if not cue.is_fixed and (cue.others is None or cue.carrier_share.high >= OBJECT_SHARE):
         return Verdict.COMPACT_CUE, (
             f"{cue.carrier_share.value:.0%} of the class hold it, at varying places: it may be "
             "the object"
@@ -175,11 +177,12 @@ def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
 
 
 def _severity(cue: CueEvidence, paste: Paste, removal: Removal) -> float:
-    lost, others = removal.drop.value, cue.others
+    accuracy, others = cue.accuracy_of_carriers.value, cue.others
+    lost = accuracy * removal.drop.value
     is_told = others and not is_alone(cue, paste, removal) and not costs_more(cue, others, removal)
     if others and others.right >= LEAST_RIGHT and is_told:
-        lost = min(lost, others.excess.value)
-    return cue.carrier_share.value * cue.accuracy_of_carriers.value * max(0.0, lost)
+        lost = min(lost, others.excess.value * (1.0 if cue.is_of_whole else accuracy))
+    return cue.carrier_share.value * max(0.0, lost)
 
 
 def _accuracy_without(cue: CueEvidence) -> float:
