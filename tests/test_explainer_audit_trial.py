@@ -186,7 +186,8 @@ def test_no_recipient_counts_twice(others):
     trial = Trial(
         Laboratory(model, 64), Stock(sample, [strangers], torch.Generator().manual_seed(0)), 0
     )
-    evidence = trial.of(cue_of(regions, carriers, is_fixed=False))
+    blurred = replace(cue_of(regions, carriers, is_fixed=False), threshold=0.8)
+    evidence = trial.of(blurred)
     assert evidence.paste.shift.of == min(others, FIRST.recipients)
 
 

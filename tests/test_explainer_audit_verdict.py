@@ -433,6 +433,29 @@ def test_what_is_distinct_is_not_alike_by_chance_however_few_hold_it(carriers):
     assert judged(replace(few, gap=0.3)).verdict is Verdict.SHORTCUT
 
 
+def test_a_distinct_cues_carriers_may_be_less_right_without_it_but_not_by_most():
+    lost = SHORTCUT.accuracy_of_carriers.value * SHORTCUT.removal.drop.value
+    for deficit, gap, verdict in (
+        (0.1, 0.3, Verdict.SHORTCUT),
+        (0.1, 0.29, Verdict.CLEARED),
+        (0.76 * lost, 0.3, Verdict.CLEARED),
+    ):
+        less = with_others(deficit=Estimate(deficit, 0.01, 0.5, 50), excess=about(0.4))
+        assert judged(replace(less, gap=gap)).verdict is verdict
+
+
+def test_that_a_distinct_cue_is_needed_shows_beside_the_other_images_too():
+    weak = replace(SHORTCUT, removal=removed(drop=0.15, cost=0.0))
+    weak = replace(weak, paste=replace(weak.paste, lift=about(0.0)))
+    more = Others(ALIKE, Estimate(0.3, 0.01, 0.5, 50), None, 30)
+    for gap, others, verdict in (
+        (0.3, more, Verdict.SHORTCUT),
+        (0.29, more, Verdict.CLEARED),
+        (0.3, replace(more, excess=Estimate(0.3, 0.0, 0.5, 50)), Verdict.CLEARED),
+    ):
+        assert judged(replace(weak, gap=gap, others=others)).verdict is verdict
+
+
 def test_what_the_other_images_gain_by_a_distinct_cue_is_a_return_too():
     weak = with_paste(shift=Estimate(0.5, 0.0, 0.9, 96))
     assert judged(weak).verdict is Verdict.CLEARED

@@ -33,9 +33,15 @@ SELDOM_SHARE = 0.15  # with fewer carriers only the latter counts: twenty are al
 OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
 
 
-def is_needed(removal: Removal) -> bool:
-    """Whether carriers lose so much without it, significantly, beyond what as much else costs."""
-    return removal.drop.value >= LEAST_DROP and max(removal.drop.low, removal.cost.low) > 0
+def is_needed(cue: CueEvidence, removal: Removal) -> bool:
+    """Whether carriers lose so much without it, significantly, beyond what as much else costs.
+
+    That of a distinct cue also shows beside what the same costs the class's other images.
+    """
+    lows = [removal.drop.low, removal.cost.low]
+    if is_distinct(cue) and cue.others is not None:
+        lows.append(cue.others.excess.low)
+    return removal.drop.value >= LEAST_DROP and max(lows) > 0
 
 
 def is_sufficient(cue: CueEvidence, paste: Paste, q_value: float) -> bool:
@@ -48,16 +54,21 @@ def is_rare(cue: CueEvidence) -> bool:
     """Whether few images hold it, and not distinctly: they may be alike by chance."""
     share = cue.carrier_share
     are_few = share.value < RARE_SHARE or round(share.value * share.of) < RARE_CARRIERS
-    return are_few and cue.gap < LEAST_GAP
+    return are_few and not is_distinct(cue)
+
+
+def is_distinct(cue: CueEvidence) -> bool:
+    """Whether an image either holds it or does not: see Cue."""
+    return cue.gap >= LEAST_GAP
 
 
 def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the class's other images tell that the object goes with the cue.
 
-    They are right more often than carriers that lost it, significantly or by most of what the
-    carriers lose; or the same places, filled, cost them as much. Content that moves may lie on the
-    object, which filling damages too: it is none of it where it alone makes other classes' images
-    the class.
+    They are right more often than carriers that lost it, by most of what the carriers lose or, if
+    it is not distinct, significantly; or the same places, filled, cost them as much. Content that
+    moves may lie on the object, which filling damages too: it is none of it where it alone makes
+    other classes' images the class.
     """
     others = cue.others
     if others is None:
@@ -73,16 +84,17 @@ def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bo
 def fall_short(cue: CueEvidence, others: Others) -> bool:
     """Whether carriers that lost it are right significantly less often than the others.
 
-    That is not asked of what lies all over an image: it is taken from carriers around their own
-    object, and from the others around another's.
+    That is not asked of what lies all over an image, which is taken from carriers around their own
+    object, and from the others around another's; and what is distinct is no object that was cut by
+    a little.
     """
-    return not cue.is_of_whole and others.deficit.low > 0
+    return not (cue.is_of_whole or is_distinct(cue)) and others.deficit.low > 0
 
 
 def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether it is needed, moves, and makes the class of other images, without any object."""
     moves = cue.kind == "content" and not cue.is_fixed
-    return moves and is_needed(removal) and paste.lift.low > LIFT_ALONE
+    return moves and is_needed(cue, removal) and paste.lift.low > LIFT_ALONE
 
 
 def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:

@@ -34,6 +34,8 @@ LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
 # A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
 # return to where it was.
 NATURAL = (Control.OTHER_CLASS, Control.ELSEWHERE)
+# Shifts of a distinct cue, and the p-value of one that shows it without the last.
+ASKED, SHOWN = 3, 0.01
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
 LOOKED_AT, LEAST_DONORS = 12, 2
 LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
@@ -170,11 +172,11 @@ class Trial:
         givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, turns + 1)])
         back = self._compared(lost, cue, givers, natural)
         asked = [into_others, back]
-        if cue.is_distinct and max(each.shift().low for each in asked) <= 0:
+        if cue.is_distinct and not self._is_shown(asked):
             most = extent.recipients + extent.returns
             gained = self.classmates.gained(cue, tested, most)
             asked += [] if gained is None else [gained]
-        count = 3 if cue.is_distinct else 2  # where a third may be asked for, it counts
+        count = ASKED if cue.is_distinct else 2  # where a third may be asked for, it counts
         return Paste(
             flips=share(into_others.treated.flips),
             controls=into_others.flips,
@@ -185,6 +187,11 @@ class Trial:
             donors=len(donors.unique()),
             gained=asked[2].shift() if len(asked) > 2 else None,
         )
+
+    def _is_shown(self, asked: Sequence[Compared]) -> bool:
+        """Whether one of the shifts is surely none by chance."""
+        least = min(each.p_value(self.seed) for each in asked)
+        return ASKED * least < SHOWN and max(each.shift().low for each in asked) > 0
 
     def _compared(
         self,

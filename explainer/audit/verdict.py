@@ -13,12 +13,12 @@ from explainer.audit.criteria import (
     costs_more,
     gain_little,
     is_alone,
+    is_distinct,
     is_needed,
     is_part_of_the_class,
     is_sufficient,
     is_unsure,
 )
-from explainer.audit.cues import LEAST_GAP
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
 from explainer.audit.verdicts import ACCUSED, Verdict, worst_of
@@ -63,7 +63,7 @@ class Finding:
         """
         if self.verdict in ACCUSED:
             return self.severity
-        gap = 0.0 if self.of_cue is None or self.of_cue.gap < LEAST_GAP else self.of_cue.gap
+        gap = self.of_cue.gap if self.of_cue and is_distinct(self.of_cue) else 0.0
         return self.severity + max(0.0, self.evidence.apart - 0.5, gap)
 
 
@@ -127,7 +127,7 @@ def _on_background(
 def _on_colours(
     cue: CueEvidence, paste: Paste, removal: Removal, q_value: float
 ) -> tuple[Verdict, str]:
-    if not is_needed(removal) or not is_sufficient(cue, paste, q_value):
+    if not is_needed(cue, removal) or not is_sufficient(cue, paste, q_value):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if cue.others and gain_little(cue, cue.others, removal):
         return Verdict.CLEARED, GAIN_LITTLE
@@ -138,7 +138,7 @@ def _on_content(
     cue: CueEvidence, paste: Paste, removal: Removal, q_value: float
 ) -> tuple[Verdict, str]:
     """The rules, in the order in which they apply."""
-    needed = is_needed(removal)
+    needed = is_needed(cue, removal)
     if not is_sufficient(cue, paste, q_value) or not (needed or paste.lift.low > LEAST_LIFT):
         return Verdict.CLEARED, _weak(paste, removal, q_value)
     if is_part_of_the_class(cue, paste, removal):
