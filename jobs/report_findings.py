@@ -101,7 +101,7 @@ class Card:
         """Differences of shares with their 95% intervals: name, value, low and high."""
         told = {
             "lift": "flips beyond the strongest control",
-            "drop": "carriers lost without the cue, beyond another place",
+            "drop": "carriers lost without the cue, beyond as much else",
             "excess": "beyond what the class's other images lose, or that these gain by it",
         }
         return [
