@@ -39,7 +39,7 @@ def findings() -> pa.Schema:
         field("p_value", pa.float64(), "of these shifts, the largest over the controls"),
         field("q_value", pa.float64(), "p_value over all cues of the audit (Benjamini-Hochberg)"),
         field("kept_without", pa.float64(), "share of carriers still right without the cue"),
-        field("kept_elsewhere", pa.float64(), "the same with as much else removed, or another's in its place"),
+        field("kept_elsewhere", pa.float64(), "the same with as much else removed or exchanged"),
         *_estimate("drop", "the difference of these two"),
         *_estimate("cost", "log-odds that removing it costs beyond as much else"),
         field("accuracy_of_carriers", pa.float64(), "share of carriers predicted as the class"),
