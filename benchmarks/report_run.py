@@ -166,6 +166,7 @@ def _cue(images: int) -> dict[str, Any]:
         "is_fixed": True,
         "area": 0.02,
         "threshold": 0.8,
+        "gap": 0.1,
         "carriers": carriers,
         "carrier_share": _estimate(0.5),
         "accuracy_of_carriers": _estimate(0.95),
@@ -176,6 +177,7 @@ def _cue(images: int) -> dict[str, Any]:
             **{name: _estimate(0.6) for name in estimates},
             "p_value": 1e-4,
             "donors": 40,
+            "gained": None,
         },
         "removal": {
             "without": 0.2,
