@@ -49,7 +49,7 @@ class Classmates:
         return self._covered(cue, carriers, others[:most])
 
     def gained(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Compared | None:
-        """What at most so many of the others gain by carriers' cue; None where hardly any is."""
+        """What at most so many of the others gain by the cue; None where hardly any lacks it."""
         others = self._without(cue)[:most]
         return self._given(cue, carriers, others) if len(others) else None
 

@@ -58,8 +58,8 @@ class Finding:
     def rank(self) -> float:
         """What findings of one verdict are ordered by, the largest first.
 
-        No verdict rests on how far colours tell a class apart, or on how distinct a cue is; but of
-        what no test accuses that is where something that none was made of may be.
+        No verdict rests on how far colours tell a class apart, and none on how distinct a cue is
+        alone; but of what no test accuses that is where something that none was made of may be.
         """
         if self.verdict in ACCUSED:
             return self.severity
