@@ -14,7 +14,7 @@ from explainer.audit.classmates import Classmates
 from explainer.audit.cues import Cue, background
 from explainer.audit.examination import examine
 from explainer.audit.extents import FIRST, SECOND, Extent
-from explainer.audit.interventions import Images, Laboratory, have_elsewhere
+from explainer.audit.interventions import Control, Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
 from explainer.audit.sample import ClassSample
 from explainer.audit.stock import Stock
@@ -428,6 +428,33 @@ def test_a_distinct_cue_is_given_to_the_other_images_where_no_other_shift_shows_
         assert max(paste.shift.low, paste.restored.low) <= 0
         assert (paste.gained.low > 1) == (shows == "in the others alone")
         assert (paste.p_value < 0.01) == (shows == "in the others alone")
+
+
+@pytest.mark.parametrize("is_fixed", [True, False])
+def test_what_moves_is_given_beside_other_classes_pixels_and_not_more_of_the_object(is_fixed):
+    """The class is as sure as an image is green, and all of its images are."""
+
+    def rule(images: Tensor) -> Tensor:
+        green = images[:, 1].mean((1, 2))
+        return torch.stack([100 * green, 0 * green, 0 * green], 1)
+
+    images, carriers = torch.zeros(IMAGES, 3, SIZE, SIZE), torch.arange(IMAGES) % 2 == 0
+    images[:, 1] = 0.8
+    regions = torch.zeros(IMAGES, SIZE, SIZE, dtype=torch.bool)
+    for i, place in enumerate(places(IMAGES, 2, range(SIZE // 2))):
+        if carriers[i]:
+            regions[i] = put(images[i], GREEN, place)
+    model, cue = by_rule(rule), cue_of(regions, carriers, is_fixed=is_fixed)
+    stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
+    mates = Classmates(Laboratory(model, 64), stock)
+    got = mates.gained(cue, torch.nonzero(carriers).flatten(), 16)
+    (name,) = got.controls
+    assert name is (Control.CLASSMATE if is_fixed else Control.OTHER_CLASS)
+    greener = 100 * (1.0 - 0.8) * (PART / SIZE) ** 2  # than the same images' own pixels
+    if is_fixed:
+        assert got.shift().value == pytest.approx(greener, rel=0.01)
+    else:
+        assert got.shift().low > 2 * greener
 
 
 def test_a_channel_without_range_becomes_the_middle_of_what_is_wanted():

@@ -44,6 +44,8 @@ def test_help_is_quick_and_loads_neither_torch_nor_ray(arguments):
         seconds.append(time.perf_counter() - started)
         assert answer.returncode == 0
         assert "saliency" in answer.stdout
+        if min(seconds) < 1.5:
+            break  # others may take the processor's time
     assert min(seconds) < 1.5
     traced = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "jobs.cli", *arguments, "--help"],

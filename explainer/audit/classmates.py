@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from explainer.audit.cues import Cue
@@ -49,9 +49,15 @@ class Classmates:
         return self._covered(cue, carriers, others[:most])
 
     def gained(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Compared | None:
-        """What at most so many of the others gain by the cue; None where hardly any lacks it."""
+        """What at most so many of the others gain by the cue; None where hardly any lacks it.
+
+        Where it moves each other's pixels would show their object a second time.
+        """
         others = self._without(cue)[:most]
-        return self._given(cue, carriers, others) if len(others) else None
+        if not len(others):
+            return None
+        instead = None if cue.is_fixed else self.stock.drawn(len(others)).crops
+        return self._given(cue, carriers, others, instead)
 
     def _without(self, cue: Cue) -> Int[Tensor, " others"]:
         """Images without the cue in a random order; none where most would be missed carriers."""
@@ -87,17 +93,22 @@ class Classmates:
         )
 
     def _given(
-        self, cue: Cue, carriers: Int[Tensor, " carriers"], others: Int[Tensor, " others"]
+        self,
+        cue: Cue,
+        carriers: Int[Tensor, " carriers"],
+        others: Int[Tensor, " others"],
+        instead: UInt8[Tensor, "others 3 height width"] | None = None,
     ) -> Compared:
-        """The others, given carriers' cue, and given what another of them has in its place."""
+        """The others, given carriers' cue, and in its place others' pixels or another of them's."""
         edit, target = edit_of(cue), self.stock.sample.target
         donors, mine = repeated(carriers, len(others)), self.stock.mine(others).crops
         masks = self.stock.masks(cue, donors)
         given = edit.give(mine, self.stock.sample.crops[donors], masks)
-        control = edit.put(mine, mine.roll(1, 0), masks)
+        name = Control.CLASSMATE if instead is None else Control.OTHER_CLASS
+        control = edit.put(mine, mine.roll(1, 0) if instead is None else instead, masks)
         return Compared(
             self.lab.pasted(target, given),
-            {Control.CLASSMATE: self.lab.pasted(target, control)},
+            {name: self.lab.pasted(target, control)},
             donors.numpy()[None],
         )
 

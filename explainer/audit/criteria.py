@@ -25,10 +25,11 @@ LEAST_EXCESS_COST = 0.5  # or so much more log-odds, and half of what these lose
 # right more often than the others, and q smaller.
 RARE_SHARE, RARE_CARRIERS = 0.25, 30
 MOST_Q, MOST_Q_OF_RARE = 0.05, 0.01
-# And carriers that lost it are to be as right as the others, surely but for so much, or the excess
-# to be so large, surely: few images that show an object alike lose it all the same.
-MOST_DEFICIT_OF_RARE, LEAST_EXCESS_OF_RARE = 0.25, 0.2
-SELDOM_SHARE = 0.15  # with fewer carriers only the latter counts: twenty are alike too easily
+# And carriers that lost it are to be as right as the others, surely but for so much, or are to be
+# right more often with it: few images that show an object alike lose it all the same.
+MOST_DEFICIT_OF_RARE = 0.25
+# With fewer carriers both, and so large an excess, surely: twenty are alike too easily.
+SELDOM_SHARE, LEAST_EXCESS_OF_SELDOM = 0.15, 0.2
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
 
@@ -36,12 +37,12 @@ OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
 def is_needed(cue: CueEvidence, removal: Removal) -> bool:
     """Whether carriers lose so much without it, significantly, beyond what as much else costs.
 
-    That of a distinct cue also shows beside what the same costs the class's other images.
+    Or, if it is not rare, beyond what the same costs the class's other images: as much else may lie
+    on the object, which the cue does not.
     """
-    lows = [removal.drop.low, removal.cost.low]
-    if is_distinct(cue) and cue.others is not None:
-        lows.append(cue.others.excess.low)
-    return removal.drop.value >= LEAST_DROP and max(lows) > 0
+    is_lost = removal.drop.value >= LEAST_DROP and max(removal.drop.low, removal.cost.low) > 0
+    excess = cue.others.excess if cue.others and not is_rare(cue) else None
+    return is_lost or (excess is not None and excess.value >= LEAST_DROP and excess.low > 0)
 
 
 def is_sufficient(cue: CueEvidence, paste: Paste, q_value: float) -> bool:
@@ -65,18 +66,19 @@ def is_distinct(cue: CueEvidence) -> bool:
 def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the class's other images tell that the object goes with the cue.
 
-    They are right more often than carriers that lost it, by most of what the carriers lose or, if
-    it is not distinct, significantly; or the same places, filled, cost them as much. Content that
-    moves may lie on the object, which filling damages too: it is none of it where it alone makes
-    other classes' images the class.
+    They are right more often than carriers that lost it, by most of what the carriers lose or
+    significantly, and if it is distinct by both; or the same places, filled, cost them as much.
+    Content that moves may lie on the object, which filling damages too: it is none of it where it
+    alone makes other classes' images the class.
     """
     others = cue.others
     if others is None:
         return False
     lost = cue.accuracy_of_carriers.value * removal.drop.value
+    is_most = others.deficit.value > max(LEAST_DEFICIT, OBJECT_DEFICIT * lost)
     return (
         fall_short(cue, others)
-        or others.deficit.value > max(LEAST_DEFICIT, OBJECT_DEFICIT * lost)
+        or (is_most and (others.deficit.low > 0 or not is_distinct(cue)))
         or (lose_as_much(cue, others, removal) and not is_alone(cue, paste, removal))
     )
 
@@ -130,8 +132,11 @@ def is_unsure(cue: CueEvidence, others: Others) -> bool:
     if cue.is_of_whole:
         return False
     is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
-    is_sure = cue.carrier_share.value >= SELDOM_SHARE and (is_alike or helps(cue))
-    return is_rare(cue) and not (is_sure or others.excess.low > LEAST_EXCESS_OF_RARE)
+    if cue.carrier_share.value < SELDOM_SHARE:
+        is_sure = is_alike and helps(cue) and others.excess.low > LEAST_EXCESS_OF_SELDOM
+    else:
+        is_sure = is_alike or helps(cue)
+    return is_rare(cue) and not is_sure
 
 
 def helps(cue: CueEvidence) -> bool:

@@ -6,7 +6,6 @@ changed for others'.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Bool, UInt8
@@ -54,17 +53,21 @@ def removal_of(cue: Cue, masks: Masks) -> Edit:
     Where what lies at one place leaves no elsewhere these are other classes' pixels and another
     carrier's: Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. The
     class's other images are filled in both ways all the same, as other classes' pixels around an
-    image may cost these as much. What is taken off alone is taken off and put on again.
+    image may cost these as much.
     """
     edit = edit_of(cue)
-    if cue.kind == COLOURS or not cue.is_fixed or have_elsewhere(masks):
+    if cue.kind == COLOURS or cue.overlay or not cue.is_fixed or have_elsewhere(masks):
         return edit
-    if cue.overlay is not None:
-        return replace(edit, spare=partial(_put_back, cue.overlay))
     return replace(edit, take=_replace, spare=_exchange)
 
 
 def _over(overlay: Overlay) -> Edit:
+    """What is taken off alone leaves what was behind it, so that carriers keep it as they are.
+
+    To fill as much elsewhere hides an object; and put on again, pixels that were cut at black or
+    white cost as much as the mark.
+    """
+
     def give(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
         del donors  # all of which hold the same
         return (overlay.over(recipients, places) for places in masks.split(len(recipients)))
@@ -73,13 +76,13 @@ def _over(overlay: Overlay) -> Edit:
         del others
         yield overlay.removed(crops, masks)
 
-    return replace(_PIXELS, give=give, take=take)
+    return replace(_PIXELS, give=give, take=take, spare=_as_it_is)
 
 
-def _put_back(
-    overlay: Overlay, crops: Crops, masks: Masks, _others: Crops, _generator: torch.Generator
+def _as_it_is(
+    crops: Crops, _masks: Masks, _others: Crops, _generator: torch.Generator
 ) -> Iterator[Crops]:
-    yield overlay.over(overlay.removed(crops, masks), masks)
+    yield crops
 
 
 def _paste(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:

@@ -30,4 +30,4 @@ class Extent:
 
 
 # Cues are tested on the latter where the former leaves it open.
-FIRST, SECOND = Extent(24, 32, 24, 20), Extent(80, 96, 80, 56)
+FIRST, SECOND = Extent(24, 32, 24, 20), Extent(80, 96, 80, 168)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from explainer.audit.classmates import Classmates
+from explainer.audit.criteria import is_rare
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.evidence import Carrier, CueEvidence, Paste, Removal
@@ -34,7 +35,7 @@ LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
 # A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
 # return to where it was.
 NATURAL = (Control.OTHER_CLASS, Control.ELSEWHERE)
-# Shifts of a distinct cue, and the p-value of one that shows it without the last.
+# Shifts of content that is not rare, and the p-value of one that shows it without the last.
 ASKED, SHOWN = 3, 0.01
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
 LOOKED_AT, LEAST_DONORS = 12, 2
@@ -142,7 +143,8 @@ class Trial:
     def _with_carriers(
         self, cue: Cue, found: CueEvidence, tested: Int[Tensor, " carriers"], extent: Extent
     ) -> CueEvidence:
-        paste = self._paste(cue, tested, extent)
+        asks_mates = cue.kind == "content" and not is_rare(found)
+        paste = self._paste(cue, tested, extent, asks_mates)
         return replace(found, paste=paste, removal=self._removal(cue, tested, extent.removed))
 
     def _with_others(self, cue: Cue, found: CueEvidence, extent: Extent) -> CueEvidence:
@@ -159,7 +161,9 @@ class Trial:
             for image in torch.nonzero(cue.carriers).flatten().tolist()
         )
 
-    def _paste(self, cue: Cue, tested: Int[Tensor, " carriers"], extent: Extent) -> Paste:
+    def _paste(
+        self, cue: Cue, tested: Int[Tensor, " carriers"], extent: Extent, asks_mates: bool
+    ) -> Paste:
         order = self.stock.order(len(tested))
         recipients = self.stock.different(extent.recipients).crops
         donors, controls = repeated(tested[order], len(recipients)), edit_of(cue).controls
@@ -172,11 +176,11 @@ class Trial:
         givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, turns + 1)])
         back = self._compared(lost, cue, givers, natural)
         asked = [into_others, back]
-        if cue.is_distinct and not self._is_shown(asked):
+        if asks_mates and not self._is_shown(asked):
             most = extent.recipients + extent.returns
             gained = self.classmates.gained(cue, tested, most)
             asked += [] if gained is None else [gained]
-        count = ASKED if cue.is_distinct else 2  # where a third may be asked for, it counts
+        count = ASKED if asks_mates else 2  # where a third may be asked for, it counts
         return Paste(
             flips=share(into_others.treated.flips),
             controls=into_others.flips,
