@@ -151,9 +151,26 @@ def test_a_half_transparent_mark_is_taken_alone_and_an_opaque_one_with_its_pixel
             assert next(edit.take(crops, masks, others)).equal(cue.overlay.removed(crops, masks))
         else:
             assert given.equal(torch.where(masks[:, None], crops, others))
-        assert next(edit.put(others, crops, masks)).equal(
-            torch.where(masks[:, None], crops, others)
-        )
+        put = next(edit.put(others, crops, masks))
+        if is_overlay:
+            assert put.equal(cue.overlay.blended(others, crops, masks))
+            spared = next(edit.spare(crops, masks, others, torch.Generator()))
+            assert spared.equal(cue.overlay.over(cue.overlay.removed(crops, masks), masks))
+            again = next(removal_of(cue, masks).spare(crops, masks, others, torch.Generator()))
+            assert again.equal(spared)  # though there is an elsewhere
+        else:
+            assert put.equal(torch.where(masks[:, None], crops, others))
+
+
+def test_what_is_blended_hides_as_much_as_the_mark():
+    overlay = Overlay(torch.full((3, *SIZE), 0.75), torch.full((3, *SIZE), 10.0))
+    images = torch.full((2, 3, *SIZE), 100, dtype=torch.uint8)
+    others = torch.full((2, 3, *SIZE), 40, dtype=torch.uint8)
+    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
+    masks[:, :10] = True
+    got = overlay.blended(images, others, masks)
+    assert got[:, :, :10].unique().tolist() == [85]
+    assert got[:, :, 10:].unique().tolist() == [100]
 
 
 @pytest.mark.parametrize("is_fixed", [True, False])
@@ -175,14 +192,14 @@ def test_what_leaves_no_elsewhere_stands_beside_carriers_that_keep_it(kind, is_f
         overlay=overlay if kind == "overlay" else None,
     )
     plain, removal = edit_of(cue), removal_of(cue, frame)
-    if kind == "colours" or not is_fixed:  # a moving cue's carriers hold it at other places
+    if kind == "colours" or (kind == "pixels" and not is_fixed):  # carriers hold it elsewhere
         assert removal.spare is plain.spare
         return
     (taken,) = removal.take(crops, frame, others)
     (spared,) = removal.spare(crops, frame, others, generator)
     if kind == "overlay":
         assert taken.equal(overlay.removed(crops, frame))
-        assert spared.equal(crops)
+        assert spared.equal(overlay.over(taken, frame))
         return
     extended, covered = removal.cover(crops, frame, others)  # what the class's others cost least by
     assert taken.equal(torch.where(frame[:, None], others, crops))

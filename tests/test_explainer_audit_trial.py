@@ -381,18 +381,20 @@ def test_what_whole_images_hold_is_given_to_others_beside_what_another_of_them_h
     )  # fmt: skip
     stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
     lab = Laboratory(model, 64)
-    got = Classmates(lab, stock).of(cue, 20)
+    few = Extent(recipients=0, returns=0, removed=20, compared=20)
+    got = Classmates(lab, stock).of(cue, few)
     assert got.right == 60
     assert lab.passes == 2 * 60 + 20
     assert got.excess.value == pytest.approx(1)
     assert got.excess_cost.value > 8
     assert got.deficit.value == pytest.approx(0)
-    assert Classmates(lab, stock).of(replace(cue, absent=0.05), 20).right == 40
-    assert Classmates(lab, stock).of(replace(cue, absent=0.0), 20) is None
+    assert Classmates(lab, stock).of(replace(cue, absent=0.05), few).right == 40
+    assert Classmates(lab, stock).of(replace(cue, absent=0.0), few) is None
 
 
+@pytest.mark.parametrize("gap", [0.5, 0.2])
 @pytest.mark.parametrize("shows", ["in the return", "in the others alone", "nowhere"])
-def test_a_distinct_cue_is_given_to_the_other_images_where_no_other_shift_shows_it(shows):
+def test_content_is_given_to_the_other_images_where_no_other_shift_shows_it(shows, gap):
     """A tag adds to what the object says, unless the image holds a trace of a removal."""
 
     def rule(images: Tensor) -> Tensor:
@@ -416,10 +418,10 @@ def test_a_distinct_cue_is_given_to_the_other_images_where_no_other_shift_shows_
     region[:12, :12] = True
     model = by_rule(rule)
     cue = cue_of(region.expand(IMAGES, -1, -1), carriers, is_fixed=True)
-    assert cue.is_distinct
+    cue = replace(cue, threshold=1 - gap)
     stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
     trial = Trial(Laboratory(model, 64), stock, 0)
-    assert trial.is_promising(cue)
+    assert trial.is_promising(cue) or not cue.is_distinct
     paste = trial.of(cue).paste
     if shows == "in the return":
         assert paste.restored.low > 0
@@ -428,6 +430,26 @@ def test_a_distinct_cue_is_given_to_the_other_images_where_no_other_shift_shows_
         assert max(paste.shift.low, paste.restored.low) <= 0
         assert (paste.gained.low > 1) == (shows == "in the others alone")
         assert (paste.p_value < 0.01) == (shows == "in the others alone")
+        few = cue.likeness * (torch.arange(IMAGES) < IMAGES // 2)
+        assert (trial.of(replace(cue, likeness=few)).paste.gained is None) == (gap < 0.3)
+        all_but_few = torch.maximum(cue.likeness, (torch.arange(IMAGES) > 10).float())
+        assert trial.of(replace(cue, likeness=all_but_few)).paste.gained is None
+
+
+@pytest.mark.parametrize("extent", [FIRST, SECOND])
+def test_many_of_the_others_stand_beside_as_many_carriers_as_lose_the_cue(extent):
+    count = 600
+    images, carriers = backgrounds(count, seed=1), torch.arange(count) % 3 == 0
+    model = by_rule(lambda images: torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), -1))
+    region = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    region[:12, :12] = True
+    sample = replace(sample_of(model, images), discovery=torch.arange(count) % 2 == 0)
+    stock = Stock(sample, [strangers()], torch.Generator().manual_seed(0))
+    lab = Laboratory(model, 64)
+    cue = cue_of(region.expand(count, -1, -1), carriers, is_fixed=True)
+    others = Classmates(lab, stock).of(cue, extent)
+    assert others.right == extent.compared
+    assert lab.passes == 3 * (extent.compared + extent.removed)  # filled twice, and as they are
 
 
 @pytest.mark.parametrize("is_fixed", [True, False])

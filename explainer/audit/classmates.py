@@ -2,7 +2,8 @@
 
 They hold the class's object, too. Where a cue has a place they are filled there, as carriers are.
 What lies all over an image cannot be filled without harm; they are given it instead, beside what
-another of them has in its stead: the object is as it was in both, and the harm is the same.
+another of them has in its stead: the object is as it was in both, and the harm is the same. So
+they are given content that shows nowhere else.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from explainer.audit.cues import Cue
 from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.evidence import Others
+from explainer.audit.extents import Extent
 from explainer.audit.interventions import Control, Laboratory
 from explainer.audit.outcomes import Compared, Left, most_cost, most_kept
 from explainer.audit.significance import difference
@@ -37,34 +39,38 @@ class Classmates:
     stock: Stock
     known: dict[int, float] = field(default_factory=dict, init=False)
 
-    def of(self, cue: Cue, most: int) -> Others | None:
-        """The evidence of at most so many of each; None where hardly any image is without it."""
+    def of(self, cue: Cue, extent: Extent) -> Others | None:
+        """The evidence of so many at most; None where hardly any image is without the cue."""
         others = self._without(cue)
         if not len(others):
             return None
         carriers = torch.nonzero(cue.carriers & ~self.stock.sample.discovery).flatten()
-        carriers = carriers[self.stock.order(len(carriers))][:most]
+        carriers = carriers[self.stock.order(len(carriers))][: extent.removed]
         if cue.is_of_whole:
-            return self._of_given(cue, carriers, others[: GIVEN * most])
-        return self._covered(cue, carriers, others[:most])
+            return self._of_given(cue, carriers, others[: GIVEN * extent.compared])
+        return self._covered(cue, carriers, others[: extent.compared])
 
-    def gained(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Compared | None:
-        """What at most so many of the others gain by the cue; None where hardly any lacks it.
+    def has_others(self, cue: Cue) -> bool:
+        """Whether enough images are surely without the cue to tell anything by them."""
+        least = max(LEAST_OTHERS, LEAST_OTHERS_SHARE * len(self.stock.sample))
+        return int(cue.is_without.sum()) >= least
 
-        Where it moves each other's pixels would show their object a second time.
+    def gained(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Compared:
+        """What so many of the others gain by the cue at most; it has others.
+
+        Where it moves each other's pixels would show their object a second time: it stands beside
+        other classes', each of which is asked once.
         """
         others = self._without(cue)[:most]
-        if not len(others):
-            return None
-        instead = None if cue.is_fixed else self.stock.drawn(len(others)).crops
-        return self._given(cue, carriers, others, instead)
+        if cue.is_fixed:
+            return self._given(cue, carriers, others)
+        instead = self.stock.different(len(others)).crops
+        return self._given(cue, carriers, others[: len(instead)], instead)
 
     def _without(self, cue: Cue) -> Int[Tensor, " others"]:
         """Images without the cue in a random order; none where most would be missed carriers."""
         others = torch.nonzero(cue.is_without).flatten()
-        if len(others) < max(LEAST_OTHERS, LEAST_OTHERS_SHARE * len(self.stock.sample)):
-            return others[:0]
-        return others[self.stock.order(len(others))]
+        return others[self.stock.order(len(others))] if self.has_others(cue) else others[:0]
 
     def _covered(
         self, cue: Cue, carriers: Int[Tensor, " carriers"], others: Int[Tensor, " others"]
@@ -99,7 +105,7 @@ class Classmates:
         others: Int[Tensor, " others"],
         instead: UInt8[Tensor, "others 3 height width"] | None = None,
     ) -> Compared:
-        """The others, given carriers' cue, and in its place others' pixels or another of them's."""
+        """The others, given carriers' cue, and something instead, or what another of them has."""
         edit, target = edit_of(cue), self.stock.sample.target
         donors, mine = repeated(carriers, len(others)), self.stock.mine(others).crops
         masks = self.stock.masks(cue, donors)

@@ -32,17 +32,34 @@ MOST_DEFICIT_OF_RARE = 0.25
 SELDOM_SHARE, LEAST_EXCESS_OF_SELDOM = 0.15, 0.2
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
+SHORT = 0.1  # and significantly less right by so much, where many tell less
 
 
 def is_needed(cue: CueEvidence, removal: Removal) -> bool:
     """Whether carriers lose so much without it, significantly, beyond what as much else costs.
 
-    Or, if it is not rare, beyond what the same costs the class's other images: as much else may lie
-    on the object, which the cue does not.
+    Or beyond what the same costs the class's other images.
     """
-    is_lost = removal.drop.value >= LEAST_DROP and max(removal.drop.low, removal.cost.low) > 0
-    excess = cue.others.excess if cue.others and not is_rare(cue) else None
-    return is_lost or (excess is not None and excess.value >= LEAST_DROP and excess.low > 0)
+    return is_lost(removal) or is_missed(cue, removal)
+
+
+def is_lost(removal: Removal) -> bool:
+    """Whether removing it costs carriers more than as much else does."""
+    return removal.drop.value >= LEAST_DROP and max(removal.drop.low, removal.cost.low) > 0
+
+
+def is_missed(cue: CueEvidence, removal: Removal) -> bool:
+    """Whether filling its places costs carriers more than the class's other images, significantly.
+
+    As much else may lie on the object, which the cue does not. Half of what is wanted is to show
+    beside it all the same, since carriers may differ from the others in more than the cue; and
+    these are to be no more right than they.
+    """
+    others = cue.others
+    if others is None or cue.kind != "content" or is_rare(cue) or others.right < LEAST_RIGHT:
+        return False
+    is_beside = removal.drop.value >= LEAST_DROP / 2 and others.deficit.low <= 0
+    return is_beside and others.excess.value >= LEAST_DROP and others.excess.low > 0
 
 
 def is_sufficient(cue: CueEvidence, paste: Paste, q_value: float) -> bool:
@@ -53,9 +70,13 @@ def is_sufficient(cue: CueEvidence, paste: Paste, q_value: float) -> bool:
 
 def is_rare(cue: CueEvidence) -> bool:
     """Whether few images hold it, and not distinctly: they may be alike by chance."""
-    share = cue.carrier_share
-    are_few = share.value < RARE_SHARE or round(share.value * share.of) < RARE_CARRIERS
+    are_few = cue.carrier_share.value < RARE_SHARE or has_few_carriers(cue)
     return are_few and not is_distinct(cue)
+
+
+def has_few_carriers(cue: CueEvidence) -> bool:
+    """Whether too few images hold it to tell by their number."""
+    return round(cue.carrier_share.value * cue.carrier_share.of) < RARE_CARRIERS
 
 
 def is_distinct(cue: CueEvidence) -> bool:
@@ -66,10 +87,10 @@ def is_distinct(cue: CueEvidence) -> bool:
 def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the class's other images tell that the object goes with the cue.
 
-    They are right more often than carriers that lost it, by most of what the carriers lose or
-    significantly, and if it is distinct by both; or the same places, filled, cost them as much.
-    Content that moves may lie on the object, which filling damages too: it is none of it where it
-    alone makes other classes' images the class.
+    They are right more often than carriers that lost it, significantly (see fall_short) or by most
+    of what the carriers lose, which of a distinct cue that is held by some is to be significant; or
+    the same places, filled, cost them as much. Content that moves may lie on the object, which
+    filling damages too: it is none of it where it alone makes other classes' images the class.
     """
     others = cue.others
     if others is None:
@@ -78,19 +99,20 @@ def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bo
     is_most = others.deficit.value > max(LEAST_DEFICIT, OBJECT_DEFICIT * lost)
     return (
         fall_short(cue, others)
-        or (is_most and (others.deficit.low > 0 or not is_distinct(cue)))
+        or (is_most and (others.deficit.low > 0 or not is_distinct(cue) or has_few_carriers(cue)))
         or (lose_as_much(cue, others, removal) and not is_alone(cue, paste, removal))
     )
 
 
 def fall_short(cue: CueEvidence, others: Others) -> bool:
-    """Whether carriers that lost it are right significantly less often than the others.
+    """Whether carriers that lost it are right significantly and notably less often than the others.
 
     That is not asked of what lies all over an image, which is taken from carriers around their own
     object, and from the others around another's; and what is distinct is no object that was cut by
     a little.
     """
-    return not (cue.is_of_whole or is_distinct(cue)) and others.deficit.low > 0
+    is_told = others.deficit.low > 0 and others.deficit.value >= SHORT
+    return is_told and not (cue.is_of_whole or is_distinct(cue))
 
 
 def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
@@ -125,7 +147,7 @@ def gain_little(cue: CueEvidence, others: Others, removal: Removal) -> bool:
 
 
 def is_unsure(cue: CueEvidence, others: Others) -> bool:
-    """Whether few carriers leave open if they are as right without the cue as the others.
+    """Whether few carriers leave open if it is an object that some images show alike.
 
     Of what whole images hold the others' gain is to be sure in any case.
     """

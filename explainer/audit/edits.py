@@ -56,33 +56,36 @@ def removal_of(cue: Cue, masks: Masks) -> Edit:
     image may cost these as much.
     """
     edit = edit_of(cue)
-    if cue.kind == COLOURS or cue.overlay or not cue.is_fixed or have_elsewhere(masks):
+    if cue.kind == COLOURS or cue.overlay is not None or not cue.is_fixed or have_elsewhere(masks):
         return edit
     return replace(edit, take=_replace, spare=_exchange)
 
 
 def _over(overlay: Overlay) -> Edit:
-    """What is taken off alone leaves what was behind it, so that carriers keep it as they are.
+    """What is taken off alone leaves what was behind it, and is put on again beside that.
 
-    To fill as much elsewhere hides an object; and put on again, pixels that were cut at black or
-    white cost as much as the mark.
+    What is put in its place is half transparent, too: it hides no more of an object.
     """
 
     def give(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
         del donors  # all of which hold the same
         return (overlay.over(recipients, places) for places in masks.split(len(recipients)))
 
+    def put(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
+        count = len(recipients)
+        pairs = zip(donors.split(count), masks.split(count), strict=True)
+        return (overlay.blended(recipients, crops, places) for crops, places in pairs)
+
     def take(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:
         del others
         yield overlay.removed(crops, masks)
 
-    return replace(_PIXELS, give=give, take=take, spare=_as_it_is)
+    def spare(
+        crops: Crops, masks: Masks, _others: Crops, _generator: torch.Generator
+    ) -> Iterator[Crops]:
+        yield overlay.over(overlay.removed(crops, masks), masks)
 
-
-def _as_it_is(
-    crops: Crops, _masks: Masks, _others: Crops, _generator: torch.Generator
-) -> Iterator[Crops]:
-    yield crops
+    return replace(_PIXELS, give=give, put=put, take=take, spare=spare)
 
 
 def _paste(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:

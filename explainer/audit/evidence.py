@@ -24,9 +24,10 @@ class Paste:
 
     `lift` is of flips over the strongest control, `shift` of the class's log-odds over the control
     that raises them most. `restored` is such a shift, too, of carriers that lost the cue and are
-    given another carrier's. `gained` is such a shift of the class's other images that are given a
-    distinct cue, over each other's pixels; None where it was not asked for. `p_value` is of these
-    shifts, the largest over the controls. `donors` say how many images the cue was taken from.
+    given another carrier's. `gained` is such a shift of the class's other images that are given it,
+    over each other's pixels or, where it moves, other classes'; None where it was not asked for.
+    `p_value` is of these shifts, the largest over the controls. `donors` say how many images the
+    cue was taken from.
     """
 
     flips: float
@@ -57,7 +58,8 @@ class Removal:
     """What removing a cue from its carriers does: shares still predicted as the class.
 
     `elsewhere`: where as much is removed from another place; of a large region, a texture or
-    colours, where another carrier's takes its place. `drop` is their difference, and `cost` that of
+    colours, where another carrier's takes its place; of a half-transparent mark, where it is put on
+    again. `drop` is their difference, and `cost` that of
     the class's log-odds. All are means over fills.
     """
 

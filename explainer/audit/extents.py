@@ -11,7 +11,10 @@ RETURNS_OF_EACH = 2
 
 @dataclass(frozen=True)
 class Extent:
-    """How many images each intervention is made on, at most; `compared` of the class's others."""
+    """How many images each intervention is made on, at most.
+
+    `compared`: of the class's others, beside as many carriers as are removed from.
+    """
 
     recipients: int
     returns: int

@@ -48,6 +48,16 @@ class Overlay:
         """Crops with it, where the masks are."""
         return _where(masks, crops.float() * self.scale + self.offset, crops)
 
+    def blended(
+        self,
+        crops: UInt8[Tensor, "images 3 height width"],
+        others: UInt8[Tensor, "images 3 height width"],
+        masks: Bool[Tensor, "images height width"],
+    ) -> UInt8[Tensor, "images 3 height width"]:
+        """Crops over which others lie instead, through which as much is seen."""
+        mixed = crops.float() * self.scale + others.float() * (1 - self.scale)
+        return _where(masks, mixed, crops)
+
     def removed(
         self,
         crops: UInt8[Tensor, "images 3 height width"],

@@ -41,8 +41,6 @@ def is_cleared_by_others(cue: CueEvidence) -> bool:
 def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the cue is hardly needed and flips few, raises nothing, or goes with the object."""
     may_be_needed = removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0
-    if cue.others and not is_rare(cue):
-        may_be_needed |= cue.others.excess.value >= LEAST_DROP
     if not may_be_needed and paste.lift.value < LEAST_LIFT:
         return True
     if max(each.value for each in paste.shifts) <= 0:

@@ -87,7 +87,7 @@ class Trial:
         return False
 
     def _cost(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Float[np.ndarray, " carriers"]:
-        """The log-odds that each loses with the cue, beyond what it loses with as much else."""
+        """The log-odds that each loses with the cue, beyond what its control loses."""
         mine, masks = self.stock.mine(carriers), self.stock.masks(cue, carriers)
         edit, others = removal_of(cue, masks), self.stock.drawn(len(carriers)).crops
         spared = next(edit.spare(mine.crops, masks, others, self.stock.generator))
@@ -143,12 +143,13 @@ class Trial:
     def _with_carriers(
         self, cue: Cue, found: CueEvidence, tested: Int[Tensor, " carriers"], extent: Extent
     ) -> CueEvidence:
-        asks_mates = cue.kind == "content" and not is_rare(found)
+        is_told = cue.kind == "content" and not is_rare(found)
+        asks_mates = is_told and self.classmates.has_others(cue)
         paste = self._paste(cue, tested, extent, asks_mates)
         return replace(found, paste=paste, removal=self._removal(cue, tested, extent.removed))
 
     def _with_others(self, cue: Cue, found: CueEvidence, extent: Extent) -> CueEvidence:
-        return replace(found, others=self.classmates.of(cue, extent.compared))
+        return replace(found, others=self.classmates.of(cue, extent))
 
     def _carriers(self, cue: Cue) -> tuple[Carrier, ...]:
         cells = to_cells(cue.masks, self.lab.model.grid).flatten(1)
@@ -168,18 +169,12 @@ class Trial:
         recipients = self.stock.different(extent.recipients).crops
         donors, controls = repeated(tested[order], len(recipients)), edit_of(cue).controls
         into_others = self._compared(recipients, cue, donors, controls)
-        natural = [control for control in controls if control in NATURAL]
-        order = tested[self.stock.order(len(tested))]
-        chosen = order[: extent.returns]
-        lost = self._without(cue, chosen)
-        turns = min(RETURNS_OF_EACH, extent.returns // len(chosen))
-        givers = torch.cat([order.roll(-turn)[: len(chosen)] for turn in range(1, turns + 1)])
-        back = self._compared(lost, cue, givers, natural)
+        tested = tested[self.stock.order(len(tested))]
+        back = self._returned(cue, tested, extent.returns)
         asked = [into_others, back]
         if asks_mates and not self._is_shown(asked):
             most = extent.recipients + extent.returns
-            gained = self.classmates.gained(cue, tested, most)
-            asked += [] if gained is None else [gained]
+            asked.append(self.classmates.gained(cue, tested, most))
         count = ASKED if asks_mates else 2  # where a third may be asked for, it counts
         return Paste(
             flips=share(into_others.treated.flips),
@@ -191,6 +186,15 @@ class Trial:
             donors=len(donors.unique()),
             gained=asked[2].shift() if len(asked) > 2 else None,
         )
+
+    def _returned(self, cue: Cue, tested: Int[Tensor, " carriers"], most: int) -> Compared:
+        """Carriers that lost the cue and are given others', beside natural controls."""
+        chosen = tested[:most]
+        lost = self._without(cue, chosen)
+        turns = min(RETURNS_OF_EACH, most // len(chosen))
+        givers = torch.cat([tested.roll(-turn)[: len(chosen)] for turn in range(1, turns + 1)])
+        natural = [control for control in edit_of(cue).controls if control in NATURAL]
+        return self._compared(lost, cue, givers, natural)
 
     def _is_shown(self, asked: Sequence[Compared]) -> bool:
         """Whether one of the shifts is surely none by chance."""

@@ -14,6 +14,8 @@ from explainer.audit.criteria import (
     gain_little,
     is_alone,
     is_distinct,
+    is_lost,
+    is_missed,
     is_needed,
     is_part_of_the_class,
     is_sufficient,
@@ -146,7 +148,7 @@ def _on_content(
         return Verdict.CLEARED, GAIN_LITTLE if is_little else PART_OF_THE_CLASS
     if cue.others and is_unsure(cue, cue.others) and not is_alone(cue, paste, removal):
         return Verdict.CLEARED, (
-            "too few carriers to show that without it they are as right as the class's other images"
+            "too few carriers to tell it from an object that some images show alike"
         )
     if not needed:
         return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
@@ -168,17 +170,22 @@ RULES = {
 
 
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
+    gained = paste.gained
+    in_class = "" if gained is None else f", {gained.low:.2f} in the class's other images"
     return (
         f"removing it loses {removal.drop.value:.2f} of its carriers, at least "
         f"{removal.drop.low:.2f}, and log-odds of at least {removal.cost.low:.2f}; pasting it "
-        f"gains at least {paste.shift.low:.2f} in other images and {paste.restored.low:.2f} where "
-        f"it was (q = {q_value:.2g}), and flips at least {paste.lift.low:.2f}: too little"
+        f"gains at least {paste.shift.low:.2f} in other images{in_class} and "
+        f"{paste.restored.low:.2f} where it was (q = {q_value:.2g}), and flips at least "
+        f"{paste.lift.low:.2f}: too little"
     )
 
 
 def _severity(cue: CueEvidence, paste: Paste, removal: Removal) -> float:
     accuracy, others = cue.accuracy_of_carriers.value, cue.others
     lost = accuracy * removal.drop.value
+    if others and not is_lost(removal) and is_missed(cue, removal):
+        lost = accuracy * others.excess.value
     is_told = others and not is_alone(cue, paste, removal) and not costs_more(cue, others, removal)
     if others and others.right >= LEAST_RIGHT and is_told:
         lost = min(lost, others.excess.value * (1.0 if cue.is_of_whole else accuracy))
