@@ -279,13 +279,13 @@ def test_severity_is_what_carriers_lose_beyond_the_filling_times_their_share():
             UNSURE,
         ),
         (
-            replace(  # but carriers are right more often than these as they are, significantly
+            replace(  # though carriers are right more often than these as they are, significantly
                 rarely_alone(excess=Estimate(0.4, 0.2, 0.7, 16), deficit=replace(ALIKE, high=0.25)),
                 carrier_share=Estimate(0.24, 0.2, 0.3, 100),
                 accuracy_of_others=Estimate(0.79, 0.69, 0.89, 50),
             ),
-            Verdict.SHORTCUT,
-            "the same content at varying places is sufficient, and its carriers need it",
+            Verdict.CLEARED,
+            UNSURE,
         ),
         (
             replace(with_others(excess=about(0.09)), removal=removed(drop=0.0, cost=1.0)),
@@ -353,9 +353,9 @@ def test_what_hardly_any_image_holds_is_to_show_in_all_ways():
     ):
         assert judged(cue).verdict is Verdict.CLEARED
         assert judged(cue).reason == UNSURE
-        if cue.accuracy_of_others == seen.accuracy_of_others:
-            more = Estimate(0.15, 0.1, 0.2, 100)
-            assert judged(replace(cue, carrier_share=more)).verdict is Verdict.SHORTCUT
+        more = replace(cue, carrier_share=Estimate(0.15, 0.1, 0.2, 100))
+        is_alike = cue.others.deficit.high < 0.25
+        assert (judged(more).verdict is Verdict.SHORTCUT) == is_alike
 
 
 @pytest.mark.parametrize(
@@ -642,13 +642,6 @@ def test_what_is_far_from_every_threshold_is_tested_on_no_more_images(cue, is_le
         (
             replace(
                 rare(placed(others=others(deficit=0.1))), carrier_share=replace(about(0.26), of=200)
-            ),
-            False,
-        ),
-        (
-            replace(
-                rare(placed(others=others(deficit=0.1))),
-                accuracy_of_others=Estimate(0.79, 0.69, 0.89, 50),
             ),
             False,
         ),

@@ -25,10 +25,11 @@ LEAST_EXCESS_COST = 0.5  # or so much more log-odds, and half of what these lose
 # right more often than the others, and q smaller.
 RARE_SHARE, RARE_CARRIERS = 0.25, 30
 MOST_Q, MOST_Q_OF_RARE = 0.05, 0.01
-# And carriers that lost it are to be as right as the others, surely but for so much, or are to be
-# right more often with it: few images that show an object alike lose it all the same.
+# And carriers that lost it are to be as right as the others, surely but for so much: few images
+# that show an object alike lose it all the same.
 MOST_DEFICIT_OF_RARE = 0.25
-# With fewer carriers both, and so large an excess, surely: twenty are alike too easily.
+# Fewer carriers are to be right more often with it, too, and the excess is to be so large, surely:
+# twenty are alike too easily.
 SELDOM_SHARE, LEAST_EXCESS_OF_SELDOM = 0.15, 0.2
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
@@ -153,11 +154,9 @@ def is_unsure(cue: CueEvidence, others: Others) -> bool:
     """
     if cue.is_of_whole:
         return False
-    is_alike = others.deficit.high < MOST_DEFICIT_OF_RARE
+    is_sure = others.deficit.high < MOST_DEFICIT_OF_RARE
     if cue.carrier_share.value < SELDOM_SHARE:
-        is_sure = is_alike and helps(cue) and others.excess.low > LEAST_EXCESS_OF_SELDOM
-    else:
-        is_sure = is_alike or helps(cue)
+        is_sure &= helps(cue) and others.excess.low > LEAST_EXCESS_OF_SELDOM
     return is_rare(cue) and not is_sure
 
 
