@@ -381,7 +381,7 @@ def test_what_whole_images_hold_is_given_to_others_beside_what_another_of_them_h
     )  # fmt: skip
     stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
     lab = Laboratory(model, 64)
-    few = Extent(recipients=0, returns=0, removed=20, compared=20)
+    few = Extent(recipients=0, returns=0, removed=0, compared=20)
     got = Classmates(lab, stock).of(cue, few)
     assert got.right == 60
     assert lab.passes == 2 * 60 + 20
@@ -437,7 +437,7 @@ def test_content_is_given_to_the_other_images_where_no_other_shift_shows_it(show
 
 
 @pytest.mark.parametrize("extent", [FIRST, SECOND])
-def test_many_of_the_others_stand_beside_as_many_carriers_as_lose_the_cue(extent):
+def test_many_of_the_others_stand_beside_carriers_of_which_there_are_fewer(extent):
     count = 600
     images, carriers = backgrounds(count, seed=1), torch.arange(count) % 3 == 0
     model = by_rule(lambda images: torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), -1))
@@ -449,7 +449,8 @@ def test_many_of_the_others_stand_beside_as_many_carriers_as_lose_the_cue(extent
     cue = cue_of(region.expand(count, -1, -1), carriers, is_fixed=True)
     others = Classmates(lab, stock).of(cue, extent)
     assert others.right == extent.compared
-    assert lab.passes == 3 * (extent.compared + extent.removed)  # filled twice, and as they are
+    carriers = min(80, extent.compared)
+    assert lab.passes == 3 * (extent.compared + carriers)  # filled twice, and as they are
 
 
 @pytest.mark.parametrize("is_fixed", [True, False])

@@ -26,6 +26,7 @@ from explainer.audit.stock import Stock, repeated
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # So many times as many are given a cue of whole images: few classes have one, and it gains less.
 GIVEN = 3
+MOST_CARRIERS = 80  # beside them, right or not
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Classmates:
         if not len(others):
             return None
         carriers = torch.nonzero(cue.carriers & ~self.stock.sample.discovery).flatten()
-        carriers = carriers[self.stock.order(len(carriers))][: extent.removed]
+        most = min(extent.compared, MOST_CARRIERS)
+        carriers = carriers[self.stock.order(len(carriers))][:most]
         if cue.is_of_whole:
             return self._of_given(cue, carriers, others[: GIVEN * extent.compared])
         return self._covered(cue, carriers, others[: extent.compared])
