@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from explainer.audit import cues, marks
-from explainer.audit.edits import edit_of, removal_of
+from explainer.audit.edits import cover, edit_of, removal_of
 from explainer.audit.growth import Gallery
 from explainer.audit.interventions import Fill, filled
 from explainer.audit.overlays import Overlay
@@ -201,7 +201,7 @@ def test_what_leaves_no_elsewhere_stands_beside_carriers_that_keep_it(kind, is_f
         assert taken.equal(overlay.removed(crops, frame))
         assert spared.equal(overlay.over(taken, frame))
         return
-    extended, covered = removal.cover(crops, frame, others)  # what the class's others cost least by
+    extended, covered = cover(crops, frame, others)  # what the class's others cost least by
     assert taken.equal(torch.where(frame[:, None], others, crops))
     assert covered.equal(taken)
     assert extended.equal(filled(crops, frame, Fill.SURROUND, others))

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from explainer.audit.cues import Cue
-from explainer.audit.edits import edit_of, removal_of
+from explainer.audit.edits import cover, edit_of
 from explainer.audit.evidence import Others
 from explainer.audit.extents import Extent
 from explainer.audit.interventions import Control, Laboratory
@@ -142,7 +142,7 @@ class Classmates:
         """Images without what is at some images' places, with each fill."""
         mine, masks = self.stock.mine(images), self.stock.masks(cue, places)
         others = self.stock.drawn(len(images)).crops
-        return Left.of(self.lab, mine, removal_of(cue, masks).cover(mine.crops, masks, others))
+        return Left.of(self.lab, mine, cover(mine.crops, masks, others))
 
     def _log_odds(self, images: Int[Tensor, " images"]) -> Float[np.ndarray, " images"]:
         new = [image for image in images.tolist() if image not in self.known]

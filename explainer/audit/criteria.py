@@ -118,8 +118,7 @@ def fall_short(cue: CueEvidence, others: Others) -> bool:
 
 def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether it is needed, moves, and makes the class of other images, without any object."""
-    moves = cue.kind == "content" and not cue.is_fixed
-    return moves and is_needed(cue, removal) and paste.lift.low > LIFT_ALONE
+    return cue.moves and is_needed(cue, removal) and paste.lift.low > LIFT_ALONE
 
 
 def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:

@@ -30,14 +30,13 @@ class Edit:
 
     `give` yields the recipients with donors' cues, as many rounds as there are donors for each, and
     `put` what else is put in their place, by the same arguments. `take` yields crops without the
-    cue, once a fill; `cover` does as much to crops that hold it or not, and `spare` as much to
-    crops that keep it. `controls` are those of giving it.
+    cue, once a fill, and `spare` as much done to crops that keep it. `controls` are those of giving
+    it.
     """
 
     give: Callable[[Recipients, Donors, OfDonors], Iterator[Recipients]]
     put: Callable[[Recipients, Donors, OfDonors], Iterator[Recipients]]
     take: Callable[[Crops, Masks, Crops], Iterator[Crops]]
-    cover: Callable[[Crops, Masks, Crops], Iterator[Crops]]
     spare: Callable[[Crops, Masks, Crops, torch.Generator], Iterator[Crops]]
     controls: tuple[Control, ...]
 
@@ -51,9 +50,7 @@ def removal_of(cue: Cue, masks: Masks) -> Edit:
     """How a cue is taken from images, and what is done to them beside it.
 
     Where what lies at one place leaves no elsewhere these are other classes' pixels and another
-    carrier's: Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021. The
-    class's other images are filled in both ways all the same, as other classes' pixels around an
-    image may cost these as much.
+    carrier's: Mixed-Rand and Mixed-Same of Xiao et al., Noise or Signal, ICLR 2021.
     """
     edit = edit_of(cue)
     if cue.kind == COLOURS or cue.overlay is not None or not cue.is_fixed or have_elsewhere(masks):
@@ -94,14 +91,15 @@ def _paste(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[
         yield torch.where(places[:, None], crops, recipients)
 
 
-def _fill(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:
+def cover(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:
+    """Crops that hold a cue or not, filled each way: around an image, too, either may cost less."""
     return (filled(crops, masks, fill, others) for fill in Fill)
 
 
 def _fill_elsewhere(
     crops: Crops, masks: Masks, others: Crops, generator: torch.Generator
 ) -> Iterator[Crops]:
-    return _fill(crops, moved(masks, generator), others)
+    return cover(crops, moved(masks, generator), others)
 
 
 def _recolour(recipients: Recipients, donors: Donors, _masks: OfDonors) -> Iterator[Recipients]:
@@ -131,15 +129,14 @@ def _exchange(
 
 
 IN_OTHERS = (Control.NOISE, Control.OTHER_CLASS, Control.ELSEWHERE)
-_PIXELS = Edit(_paste, _paste, _fill, _fill, _fill_elsewhere, IN_OTHERS)
+_PIXELS = Edit(_paste, _paste, cover, _fill_elsewhere, IN_OTHERS)
 _EDITS: Mapping[str, Edit] = {
     "content": _PIXELS,
     BACKGROUND: _PIXELS,
-    TEXTURE: Edit(_paste, _paste, _replace, _replace, _exchange, (Control.OTHER_CLASS,)),
+    TEXTURE: Edit(_paste, _paste, _replace, _exchange, (Control.OTHER_CLASS,)),
     COLOURS: Edit(
         _recolour,
         _recolour,
-        _change_colours,
         _change_colours,
         _exchange_colours,
         (Control.OTHER_CLASS,),

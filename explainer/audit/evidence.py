@@ -128,6 +128,11 @@ class CueEvidence:
     gap: float = 0.0
 
     @property
+    def moves(self) -> bool:
+        """Whether it is content at varying places, which may lie on the object."""
+        return self.kind == "content" and not self.is_fixed
+
+    @property
     def is_of_whole(self) -> bool:
         """See Cue."""
         return self.kind in OF_WHOLE

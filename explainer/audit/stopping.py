@@ -51,8 +51,7 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
         too_little = cue.others.excess.value <= 0
     else:
         too_little = is_little(cue.others.excess, removal) and cue.others.right >= LEAST_RIGHT
-    moves = cue.kind == "content" and not cue.is_fixed
-    may_be_alone = moves and paste.lift.value > LEAST_LIFT
+    may_be_alone = cue.moves and paste.lift.value > LEAST_LIFT
     # Where the filling costs the others less all the same, a few images contradict each other.
     is_cut = fall_short(cue, cue.others) and cue.others.excess.low <= 0
     return is_cut or (too_little and not may_be_alone)
