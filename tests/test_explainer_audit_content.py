@@ -189,6 +189,27 @@ def test_what_lies_at_one_place_grows_over_the_whole_image():
     assert both / either > 0.9
 
 
+def test_what_is_plain_is_told_by_its_place_where_windows_lie_there():
+    """Patches of the same plain colour lie anywhere in all other images."""
+    gallery, colour = planted([]), torch.tensor([0.9, 0.1, 0.3])[:, None, None]
+    generator = torch.Generator().manual_seed(0)
+    for images, first in ((gallery.mine, CARRIERS), (gallery.theirs, 0)):
+        for image in images[first:]:
+            top, left = torch.randint(0, SIZE[0] - 12, (2,), generator=generator).tolist()
+            image[:, top : top + 6, left : left + 6] = colour
+    gallery.mine[:CARRIERS, :, -6:, -6:] = colour
+    chosen = [i for i in range(CARRIERS) if gallery.discovery[i]]
+    assert len(chosen) >= 4
+    windows = tuple(Window(image, SIZE[0] - 4, SIZE[1] - 4) for image in chosen)
+    grown = grow(Seed("alike at one place", 4, windows, 0.5), gallery)
+    assert grown is not None
+    assert grown.is_fixed
+    assert grown.likeness.carriers.tolist() == [i < CARRIERS for i in range(IMAGES)]
+    assert grown.likeness.gap >= 0.3
+    few = grow(Seed("alike at one place", 4, windows[:3], 0.5), gallery)
+    assert few is None or few.likeness.carriers.sum() != CARRIERS
+
+
 def test_what_is_not_shared_does_not_grow():
     windows = tuple(Window(image, 6, 6) for image in (0, 2, 4))
     assert grow(Seed("saliency", STICKER, windows, 0.0), planted([])) is None

@@ -1,5 +1,7 @@
 """Marks at one place are found by mean edges, and taken off and put on by moments of pixels."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional
@@ -55,6 +57,14 @@ def test_a_mark_is_found_with_its_carriers_and_its_region(strength, every):
     assert overlap >= 0.6
     assert found.is_fixed
     assert found.places[0].tolist() == pytest.approx([36 / CELL, 51 / CELL], abs=0.5)
+
+
+def test_other_classes_images_that_hold_the_mark_hide_none_of_its_carriers():
+    theirs = papers(STRANGERS, 1)
+    theirs[:6] = marked(theirs[:6], 0.5, every=1)
+    images = marked(papers(IMAGES, 0), 0.5, every=2)
+    found = marks.mark(replace(gallery(images), theirs=theirs))
+    assert (found.likeness.carriers == (torch.arange(IMAGES) % 2 == 0)).float().mean() >= 0.97
 
 
 def test_an_opaque_marks_carriers_are_told_where_what_is_behind_is_lighter_or_darker():

@@ -12,7 +12,7 @@ from explainer import VitClassifier, load_model
 from explainer.audit import colours
 from explainer.audit.classmates import Classmates
 from explainer.audit.cues import Cue, background
-from explainer.audit.examination import examine
+from explainer.audit.examination import examine, promising
 from explainer.audit.extents import FIRST, SECOND, Extent
 from explainer.audit.interventions import Control, Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
@@ -434,6 +434,41 @@ def test_content_is_given_to_the_other_images_where_no_other_shift_shows_it(show
         assert (trial.of(replace(cue, likeness=few)).paste.gained is None) == (gap < 0.3)
         all_but_few = torch.maximum(cue.likeness, (torch.arange(IMAGES) > 10).float())
         assert trial.of(replace(cue, likeness=all_but_few)).paste.gained is None
+
+
+@pytest.mark.parametrize("has_others", [True, False])
+def test_what_whole_images_hold_is_looked_at_in_the_other_images_if_there_are_any(has_others):
+    """Other classes' surroundings cost all of the class's images the same."""
+    around = boxed(0, 0, SIZE, SIZE, hole=PART)
+
+    def rule(images: Tensor) -> Tensor:
+        red = images[:, 0]
+        looks_right = ((red[:, around].mean(1) < 0.1) & (red[:, ~around].mean(1) < 0.1)).float()
+        return torch.stack([8 * looks_right, 4 + 0 * looks_right, 0 * looks_right], 1)
+
+    images = backgrounds(IMAGES, seed=1)
+    images[:, 0] = 0
+    carriers = torch.arange(IMAGES) % (2 if has_others else 1) == 0
+    discovery = torch.arange(IMAGES) % 4 < 2
+    cue = cue_of(around.expand(IMAGES, -1, -1), carriers, is_fixed=False)
+    cue = replace(cue, kind="texture")
+    model = by_rule(rule)
+    sample = replace(sample_of(model, images), discovery=discovery)
+    stock = Stock(sample, [strangers()], torch.Generator().manual_seed(0))
+    assert Trial(Laboratory(model, 64), stock, 0).is_promising(cue) == (not has_others)
+
+
+def test_what_is_distinct_is_looked_at_before_what_more_images_hold():
+    model = by_rule(lambda images: torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), -1))
+    sample = sample_of(model, backgrounds(IMAGES, seed=1))
+    stock = Stock(sample, [strangers()], torch.Generator().manual_seed(0))
+    regions = boxed(0, 0, PART, PART).expand(IMAGES, -1, -1)
+    distinct = cue_of(regions, torch.arange(IMAGES) % 5 < 2, is_fixed=True)
+    others = [replace(distinct, threshold=0.9, rank=float(i)) for i in range(9, 4, -1)]
+    assert distinct.is_distinct
+    assert not others[0].is_distinct
+    chosen = promising(Trial(Laboratory(model, 64), stock, 0), [*others, distinct])
+    assert [cue.is_distinct for cue in chosen] == [True]
 
 
 @pytest.mark.parametrize("extent", [FIRST, SECOND])

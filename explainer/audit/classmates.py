@@ -18,7 +18,7 @@ from explainer.audit.edits import cover, edit_of
 from explainer.audit.evidence import Others
 from explainer.audit.extents import Extent
 from explainer.audit.interventions import Control, Laboratory
-from explainer.audit.outcomes import Compared, Left, most_cost, most_kept
+from explainer.audit.outcomes import Compared, Left, most_cost, most_kept, numbers
 from explainer.audit.significance import difference
 from explainer.audit.stock import Stock, repeated
 
@@ -42,7 +42,7 @@ class Classmates:
 
     def of(self, cue: Cue, extent: Extent) -> Others | None:
         """The evidence of so many at most; None where hardly any image is without the cue."""
-        others = self._without(cue)
+        others = self.without(cue)
         if not len(others):
             return None
         carriers = torch.nonzero(cue.carriers & ~self.stock.sample.discovery).flatten()
@@ -60,19 +60,27 @@ class Classmates:
     def gained(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Compared:
         """What so many of the others gain by the cue at most; it has others.
 
-        Where it moves each other's pixels would show their object a second time: it stands beside
-        other classes', each of which is asked once.
+        Where content moves each other's pixels would show their object a second time: it stands
+        beside other classes', each of which is asked once.
         """
-        others = self._without(cue)[:most]
-        if cue.is_fixed:
+        others = self.without(cue)[:most]
+        if cue.is_fixed or cue.is_of_whole:
             return self._given(cue, carriers, others)
         instead = self.stock.different(len(others)).crops
         return self._given(cue, carriers, others[: len(instead)], instead)
 
-    def _without(self, cue: Cue) -> Int[Tensor, " others"]:
+    def without(self, cue: Cue) -> Int[Tensor, " others"]:
         """Images without the cue in a random order; none where most would be missed carriers."""
         others = torch.nonzero(cue.is_without).flatten()
         return others[self.stock.order(len(others))] if self.has_others(cue) else others[:0]
+
+    def gains(
+        self, cue: Cue, carriers: Int[Tensor, " carriers"], others: Int[Tensor, " others"]
+    ) -> Float[np.ndarray, " others"]:
+        """The log-odds that each of some others gains by carriers' cue over another's of them."""
+        compared = self._given(cue, carriers, others)
+        control = compared.controls[Control.CLASSMATE]
+        return numbers(compared.treated.log_odds - control.log_odds)[0]
 
     def _covered(
         self, cue: Cue, carriers: Int[Tensor, " carriers"], others: Int[Tensor, " others"]

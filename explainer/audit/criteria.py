@@ -8,8 +8,8 @@ gone: the object is still there, and does not help. Where an object is cut, carr
 the others.
 """
 
-from explainer.audit.cues import LEAST_GAP
 from explainer.audit.evidence import CueEvidence, Others, Paste, Removal
+from explainer.audit.growth import LEAST_GAP
 from explainer.audit.significance import Estimate
 
 LEAST_LIFT, LEAST_DROP = 0.10, 0.10
@@ -52,15 +52,16 @@ def is_lost(removal: Removal) -> bool:
 def is_missed(cue: CueEvidence, removal: Removal) -> bool:
     """Whether filling its places costs carriers more than the class's other images, significantly.
 
-    As much else may lie on the object, which the cue does not. Half of what is wanted is to show
-    beside it all the same, since carriers may differ from the others in more than the cue; and
-    these are to be no more right than they.
+    As much else may lie on the object, which the cue does not. Half of what is wanted, or log-odds
+    are to show beside it all the same, since carriers may differ from the others in more than the
+    cue; and these are to be no more right than they.
     """
     others = cue.others
     if others is None or cue.kind != "content" or is_rare(cue) or others.right < LEAST_RIGHT:
         return False
-    is_beside = removal.drop.value >= LEAST_DROP / 2 and others.deficit.low <= 0
-    return is_beside and others.excess.value >= LEAST_DROP and others.excess.low > 0
+    is_beside = removal.drop.value >= LEAST_DROP / 2 or removal.cost.low > 0
+    is_more = others.excess.value >= LEAST_DROP and others.excess.low > 0
+    return is_beside and is_more and others.deficit.low <= 0
 
 
 def is_sufficient(cue: CueEvidence, paste: Paste, q_value: float) -> bool:

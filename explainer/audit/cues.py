@@ -10,7 +10,7 @@ from torch import Tensor
 
 from explainer.audit import regions
 from explainer.audit.content import Seed
-from explainer.audit.growth import Gallery, Grown, grow
+from explainer.audit.growth import LEAST_GAP, Gallery, Grown, grow
 from explainer.audit.overlays import Overlay
 from explainer.audit.patterns import patterns
 from explainer.audit.sample import ClassSample
@@ -19,9 +19,6 @@ from explainer.audit.sample import ClassSample
 SAME_CARRIERS, SAME_PIXELS = 0.5, 0.3
 # With fewer images of other classes, what whole images hold tells any class from these by chance.
 LEAST_STRANGERS = 60
-# Content whose typical carrier is so far above the threshold is there or not, as what was put into
-# images is; objects that look alike differ by degrees, down to those of other classes.
-LEAST_GAP = 0.3
 BACKGROUND, MARK = "background", "mean edges"
 OF_WHOLE = ("texture", "colours")  # what whole images hold
 

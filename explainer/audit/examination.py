@@ -64,7 +64,7 @@ def examine(
     side = colours.Side.of(sample, strangers.crops)
     found = _candidates(lab, sample, strangers, side, generator)
     trial = Trial(lab, Stock(sample, groups, generator), seed)
-    chosen = _promising(trial, found)
+    chosen = promising(trial, found)
     tested = tuple(trial.of(cue) for cue in chosen)
     passes = lab.passes - before
     told = replace(evidence, candidates=len(found), passes=passes, apart=side.apart(sample))
@@ -96,16 +96,17 @@ def _gallery(sample: ClassSample, strangers: Images, cell: int) -> Gallery:
     return Gallery(mine, theirs, sample.discovery, cell)
 
 
-def _promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
+def promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
     """What shows an effect on discovery: the best of the content's cues, or else the background.
 
     What whole images hold is looked at first, and few have any; it takes the place of a second of
-    content. Nothing that is told rests on this look; it saves testing what does nothing. A
-    background that holds such a cue has its effect, too.
+    content, of which what is distinct comes first. Nothing that is told rests on this look: it
+    saves testing what does nothing. A background that holds such a cue has its effect, too.
     """
     of_whole = [cue for cue in found if cue.is_of_whole and trial.is_promising(cue)]
     most = max(1, MOST_CUES - len(of_whole))
-    of_content = [cue for cue in found if cue.kind == "content"][:MOST_PROMISING]
-    kept = list(islice((cue for cue in of_content if trial.is_promising(cue)), most))
+    of_content = [cue for cue in found if cue.kind == "content"]
+    first = sorted(of_content, key=lambda cue: not cue.is_distinct)[:MOST_PROMISING]
+    kept = list(islice((cue for cue in first if trial.is_promising(cue)), most))
     behind = [] if kept else [cue for cue in found if cue.kind == BACKGROUND]
     return kept + [cue for cue in behind if trial.is_promising(cue)] + of_whole

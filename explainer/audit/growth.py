@@ -35,6 +35,9 @@ CLOSED = 2  # half the width of the holes that are filled
 # Cells around a window that may belong to the cue; those of one place lie within so many cells.
 MARGIN, FIXED_CELLS, FIXED_SHARE = 2, 1.0, 0.8
 LEAST_TO_ALIGN = 4  # so many images are alike at one place by more than chance
+# Content whose typical carrier is so far above the threshold is there or not, as what was put into
+# images is; objects that look alike differ by degrees, down to those of other classes.
+LEAST_GAP = 0.3
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ class Likeness:
     def carriers(self) -> Bool[Tensor, " images"]:
         return self.mine >= self.threshold
 
+    @property
+    def gap(self) -> float:
+        """How far the typical carrier is above the threshold; 0 without carriers."""
+        held = self.mine[self.carriers]
+        return float(held.median()) - self.threshold if len(held) else 0.0
+
 
 @dataclass(frozen=True)
 class Grown:
@@ -90,6 +99,9 @@ class Grown:
 
 def grow(seed: Seed, gallery: Gallery) -> Grown | None:
     """The cue that a seed's windows belong to; None where they share too little, or by chance."""
+    placed = _of_aligned(seed, gallery)
+    if placed is not None and placed.likeness.gap >= LEAST_GAP:
+        return placed
     side = seed.side
     images = [window.image for window in seed.windows]
     corners = torch.tensor([(window.top, window.left) for window in seed.windows])
@@ -108,6 +120,18 @@ def grow(seed: Seed, gallery: Gallery) -> Grown | None:
     places = (held.corners + _centre(core.mask)) / gallery.cell
     fixed = _at_one_place(core, held, places, chosen, gallery)
     return fixed or _moving(core, held, places, chosen, gallery, anywhere)
+
+
+def _of_aligned(seed: Seed, gallery: Gallery) -> Grown | None:
+    """The cue over the whole image, where enough windows lie at the very same place; else None.
+
+    What is as plain as a tag's paper is alike in windows anywhere, which hide where it is.
+    """
+    places = {(window.top, window.left) for window in seed.windows}
+    if len(places) > 1 or len(seed.windows) < LEAST_TO_ALIGN:
+        return None
+    chosen = torch.tensor([window.image for window in seed.windows])
+    return _over_image(chosen, LEAST_PIXELS, KEPT_SHARE * len(chosen), gallery)
 
 
 def template(
@@ -158,13 +182,21 @@ def _at_one_place(
     if not together and len(chosen) < LEAST_TO_ALIGN:
         return None
     least = LEAST_PIXELS if together else int(core.mask.sum())
+    kept = KEPT_SHARE * int((held.carriers & gallery.discovery).sum())
+    return _over_image(chosen, least, kept, gallery)
+
+
+def _over_image(
+    chosen: Int[Tensor, " members"], least: int, kept: float, gallery: Gallery
+) -> Grown | None:
+    """What some images hold alike at its own place, of so many pixels and carriers at least."""
     for _ in range(PLACED_ROUNDS):
         whole = template(gallery.mine[chosen], gallery.theirs)
         if int(whole.mask.sum()) < least or float(whole.mask.float().mean()) > MOST_OF_IMAGE:
             return None
         found = in_place(whole, gallery)
         members = torch.nonzero(found.carriers & gallery.discovery).flatten()
-        if len(members) < KEPT_SHARE * int((held.carriers & gallery.discovery).sum()):
+        if len(members) < kept:
             return None
         chosen = members[:MOST_MEMBERS]
     masks = closed(whole.mask).expand(len(gallery.mine), -1, -1)

@@ -33,6 +33,8 @@ LEAST_CHI_SQUARE = 30.0
 OF_LARGEST = 0.2  # a mark's weaker parts have so much of its largest
 LEAST_CORRELATION, LEAST_CARRIERS = 0.3, 4
 SMOOTH, REACH, RIDGE = 3, 3, 1e-3
+# Other classes' images so many deviations beyond most hold the mark, too, and tell nothing of it.
+BEYOND, OF_NORMAL = 5.0, 1.4826
 # Of a mark's carriers at least all but so many have edges there, so much of what is typical.
 PLAIN_SHARE, PLAIN = 0.1, 0.5
 OPAQUE = 0.3  # of an opaque mark's region so much, at least, is alike in the images that hold it
@@ -53,7 +55,7 @@ def mark(gallery: Gallery) -> Grown | None:
             _correlation((each - typical) / spread * region, pattern) for each in (mine, theirs)
         )
         nowhere = torch.zeros(len(mine), 2, dtype=torch.long)
-        likeness = Likeness(held, others, nowhere, LEAST_CORRELATION)
+        likeness = Likeness(held, _without(others), nowhere, LEAST_CORRELATION)
         members = torch.nonzero(likeness.carriers & gallery.discovery).flatten()
         if len(members) < LEAST_CARRIERS:
             return None
@@ -107,6 +109,13 @@ def chi_square(
     squares = ((mine.mean(0) - theirs.mean(0)).square() / error).sum(0)
     around = functional.avg_pool2d(squares[None], SMOOTH, 1, SMOOTH // 2, count_include_pad=False)
     return around[0]
+
+
+def _without(correlations: Float[Tensor, " others"]) -> Float[Tensor, " plain"]:
+    """Those of other classes' images but for what is far beyond most (by the median deviation)."""
+    middle = correlations.median()
+    spread = OF_NORMAL * (correlations - middle).abs().median()
+    return correlations[correlations <= middle + BEYOND * spread]
 
 
 def _correlation(

@@ -1,6 +1,6 @@
 """Interventions on one cue: give it to images, take it from them, each beside matched controls."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -35,11 +35,24 @@ LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
 # A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
 # return to where it was.
 NATURAL = (Control.OTHER_CLASS, Control.ELSEWHERE)
-# Shifts of content that is not rare, and the p-value of one that shows it without the last.
+# Shifts of a cue that is not rare, and the p-value of one that shows it without the last.
 ASKED, SHOWN = 3, 0.01
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
 LOOKED_AT, LEAST_DONORS = 12, 2
 LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
+
+
+def is_clear(log_odds: Iterable[Float[np.ndarray, " images"]]) -> bool:
+    """Whether their mean is large; more are asked where the first leave it open."""
+    asked = np.zeros(0)
+    for part in log_odds:
+        asked = np.concatenate([asked, part])
+        mean, error = asked.mean(), asked.std() / asked.size**0.5
+        if mean >= max(LEAST_COST, LEAST_T * error):
+            return True
+        if mean < OPEN_T * error:
+            return False
+    return False
 
 
 @dataclass(frozen=True)
@@ -63,8 +76,9 @@ class Trial:
     def is_promising(self, cue: Cue) -> bool:
         """Whether removing a cue costs its carriers log-odds, or pasting it flips other images.
 
-        Parts of objects reach into the background: of that only flips count. What is distinct is
-        tested in any case.
+        Parts of objects reach into the background: of that only flips count. What lies all over an
+        image is given to the class's other images, where there are any, since removing it costs all
+        of them. What is distinct is tested in any case.
         """
         held = torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
         held = held[self.stock.order(len(held))][: 2 * LOOKED_AT]
@@ -72,19 +86,15 @@ class Trial:
             return False
         if cue.is_distinct:
             return True
-        return (cue.kind != BACKGROUND and self._costs(cue, held)) or self._flips(cue, held)
+        return (cue.kind != BACKGROUND and self._shows(cue, held)) or self._flips(cue, held)
 
-    def _costs(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
-        """Whether carriers lose log-odds; more are asked where the first leave it open."""
-        costs = np.zeros(0)
-        for part in held.split(LOOKED_AT):
-            costs = np.concatenate([costs, self._cost(cue, part)])
-            mean, error = costs.mean(), costs.std() / costs.size**0.5
-            if mean >= max(LEAST_COST, LEAST_T * error):
-                return True
-            if mean < OPEN_T * error:
-                return False
-        return False
+    def _shows(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
+        """Whether carriers lose log-odds without the cue, or others gain by it."""
+        others = self.classmates.without(cue) if cue.is_of_whole else held[:0]
+        parts = others[self.sample.discovery[others]][: 4 * LOOKED_AT].split(2 * LOOKED_AT)
+        if len(parts[0]) < LOOKED_AT:
+            return is_clear(self._cost(cue, part) for part in held.split(LOOKED_AT))
+        return is_clear(self.classmates.gains(cue, held, part) for part in parts)
 
     def _cost(self, cue: Cue, carriers: Int[Tensor, " carriers"]) -> Float[np.ndarray, " carriers"]:
         """The log-odds that each loses with the cue, beyond what its control loses."""
@@ -143,7 +153,7 @@ class Trial:
     def _with_carriers(
         self, cue: Cue, found: CueEvidence, tested: Int[Tensor, " carriers"], extent: Extent
     ) -> CueEvidence:
-        is_told = cue.kind == "content" and not is_rare(found)
+        is_told = cue.kind != BACKGROUND and not is_rare(found)
         asks_mates = is_told and self.classmates.has_others(cue)
         paste = self._paste(cue, tested, extent, asks_mates)
         return replace(found, paste=paste, removal=self._removal(cue, tested, extent.removed))
