@@ -68,6 +68,7 @@ def rarely_alone(**changes: object) -> CueEvidence:
 ALIKE = Estimate(
     0.0, -0.24, 0.24, 100
 )  # as little as carriers' deficit is to be where they are few
+MORE_COST = Estimate(1.0, 0.1, 2.0, 50)
 MAYBE_MORE = Estimate(0.4, 0.0, 0.6, 50)  # an excess, but perhaps none
 UNSURE = "too few carriers to tell it from an object that some images show alike"
 PART = (
@@ -325,9 +326,6 @@ def test_what_lacks_one_of_these_is_none(cue, verdict, reason):
     assert (judged(cue).verdict, judged(cue).reason) == (verdict, reason)
 
 
-MORE_COST = Estimate(1.0, 0.1, 2.0, 50)
-
-
 def in_log_odds(
     excess: float = 0.13, cost: Estimate | None = MORE_COST, **changes: object
 ) -> CueEvidence:
@@ -470,6 +468,13 @@ def needed_beside_others(drop: float = 0.05, **changes: object) -> CueEvidence:
         (needed_beside_others(right=7), Verdict.CLEARED),
         (needed_beside_others(excess=Estimate(0.3, 0.0, 0.5, 50)), Verdict.CLEARED),
         (needed_beside_others(excess=Estimate(0.09, 0.01, 0.5, 50)), Verdict.CLEARED),
+        (needed_beside_others(excess=MAYBE_MORE, excess_cost=MORE_COST), Verdict.SHORTCUT),
+        (needed_beside_others(excess=MAYBE_MORE, excess_cost=about(0.1)), Verdict.CLEARED),
+        (needed_beside_others(drop=0.04, excess=about(0.3), right=30), Verdict.CLEARED),
+        (
+            replace(needed_beside_others(drop=0.04), removal=removed(drop=0.04, cost=0.1)),
+            Verdict.SHORTCUT,
+        ),
         (rare(needed_beside_others()), Verdict.CLEARED),
         (replace(rare(needed_beside_others()), gap=0.3), Verdict.SHORTCUT),
         # These are more right than carriers without the cue: they differ in more than that.
@@ -501,6 +506,17 @@ def test_the_reason_names_what_the_other_images_gain():
     assert "at least -0.10 in other images, -0.12 in the class's other images and -1.00 where" in (
         judged(cue).reason
     )
+
+
+def test_that_the_others_surely_lose_less_is_enough_of_what_is_distinct():
+    """Other classes' pixels around an image cost them nearly as much as its carriers."""
+    for low, gap, verdict in (
+        (0.01, 0.3, Verdict.SHORTCUT),
+        (0.0, 0.3, Verdict.CLEARED),
+        (0.01, 0.29, Verdict.CLEARED),
+    ):
+        less = rarely_alone(excess=Estimate(0.1, low, 0.2, 100))
+        assert judged(replace(less, gap=gap)).verdict is verdict
 
 
 def test_what_the_other_images_gain_by_a_distinct_cue_is_a_return_too():

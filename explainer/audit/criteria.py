@@ -60,7 +60,8 @@ def is_missed(cue: CueEvidence, removal: Removal) -> bool:
     if others is None or cue.kind != "content" or is_rare(cue) or others.right < LEAST_RIGHT:
         return False
     is_beside = removal.drop.value >= LEAST_DROP / 2 or removal.cost.low > 0
-    is_more = others.excess.value >= LEAST_DROP and others.excess.low > 0
+    costs = others.excess_cost.low if others.excess_cost else 0.0
+    is_more = others.excess.value >= LEAST_DROP and max(others.excess.low, costs) > 0
     return is_beside and is_more and others.deficit.low <= 0
 
 
@@ -125,11 +126,12 @@ def is_alone(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     """Whether the class's other images, filled at the same places, lose about what carriers do.
 
+    What is distinct has no object in it that they could lose: that they surely lose less is enough.
     Of what whole images hold: whether they gain little where they are given it.
     """
     if cue.is_of_whole:
         return gain_little(cue, others, removal)
-    if costs_more(cue, others, removal):
+    if costs_more(cue, others, removal) or (is_distinct(cue) and others.excess.low > 0):
         return False
     if is_rare(cue) and others.excess.low <= 0 and not helps(cue):
         return True
