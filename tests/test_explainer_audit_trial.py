@@ -388,6 +388,10 @@ def test_what_whole_images_hold_is_given_to_others_beside_what_another_of_them_h
     assert got.excess.value == pytest.approx(1)
     assert got.excess_cost.value > 8
     assert got.deficit.value == pytest.approx(0)
+    held, others = (torch.nonzero(each).flatten() for each in (kinds == 1, kinds > 3))
+    gains = Classmates(lab, stock).gains(cue, held, others[:20])
+    assert gains.shape == (20,)
+    assert gains.min() > 8
     assert Classmates(lab, stock).of(replace(cue, absent=0.05), few).right == 40
     assert Classmates(lab, stock).of(replace(cue, absent=0.0), few) is None
 
@@ -421,7 +425,8 @@ def test_content_is_given_to_the_other_images_where_no_other_shift_shows_it(show
     cue = replace(cue, threshold=1 - gap)
     stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
     trial = Trial(Laboratory(model, 64), stock, 0)
-    assert trial.is_promising(cue) or not cue.is_distinct
+    assert cue.is_distinct == (gap >= 0.3)
+    assert not cue.is_distinct or trial.is_promising(cue)
     paste = trial.of(cue).paste
     if shows == "in the return":
         assert paste.restored.low > 0

@@ -26,7 +26,7 @@ from explainer.audit.stock import Stock, repeated
 LEAST_OTHERS, LEAST_OTHERS_SHARE = 8, 0.15
 # So many times as many are given a cue of whole images: few classes have one, and it gains less.
 GIVEN = 3
-MOST_CARRIERS = 80  # beside them, right or not
+MOST_CARRIERS = 80  # that stand beside the others; both are right or not
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def is_part_of_the_class(cue: CueEvidence, paste: Paste, removal: Removal) -> bo
     """Whether the class's other images tell that the object goes with the cue.
 
     They are right more often than carriers that lost it, significantly (see fall_short) or by most
-    of what the carriers lose, which of a distinct cue that is held by some is to be significant; or
+    of what the carriers lose, which of a distinct cue of many carriers is to be significant; or
     the same places, filled, cost them as much. Content that moves may lie on the object, which
     filling damages too: it is none of it where it alone makes other classes' images the class.
     """

@@ -59,8 +59,8 @@ class Removal:
 
     `elsewhere`: where as much is removed from another place; of a large region, a texture or
     colours, where another carrier's takes its place; of a half-transparent mark, where it is put on
-    again. `drop` is their difference, and `cost` that of
-    the class's log-odds. All are means over fills.
+    again. `drop` is their difference, and `cost` that of the class's log-odds. All are means over
+    fills.
     """
 
     without: float

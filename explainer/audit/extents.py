@@ -13,7 +13,7 @@ RETURNS_OF_EACH = 2
 class Extent:
     """How many images each intervention is made on, at most.
 
-    `compared`: of the class's others, beside as many carriers where these are few.
+    `compared`: of the class's others; as many carriers, or 80, stand beside them.
     """
 
     recipients: int

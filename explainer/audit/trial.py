@@ -77,8 +77,8 @@ class Trial:
         """Whether removing a cue costs its carriers log-odds, or pasting it flips other images.
 
         Parts of objects reach into the background: of that only flips count. What lies all over an
-        image is given to the class's other images, where there are any, since removing it costs all
-        of them. What is distinct is tested in any case.
+        image is given to the class's other images, where there are enough, since removing it costs
+        all of them. What is distinct is tested in any case, if some right images hold it.
         """
         held = torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
         held = held[self.stock.order(len(held))][: 2 * LOOKED_AT]
