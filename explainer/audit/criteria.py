@@ -33,7 +33,7 @@ MOST_DEFICIT_OF_RARE = 0.25
 SELDOM_SHARE, LEAST_EXCESS_OF_SELDOM = 0.15, 0.2
 # Carriers that are less right than the others by so much of what they lost have lost an object.
 OBJECT_DEFICIT, LEAST_DEFICIT = 0.75, 0.15
-SHORT = 0.1  # and significantly less right by so much, where many tell less
+SHORT = 0.1  # or by so much, significantly: of many images less is significant, too
 
 
 def is_needed(cue: CueEvidence, removal: Removal) -> bool:
