@@ -160,7 +160,7 @@ def test_cues_are_tested_on_images_that_they_were_not_found_in(world, examined):
     assert trial(tested_on).of(cue).removal.drop != expected.removal.drop
     blurred = replace(cue, threshold=cue.threshold + cue.gap - 0.1)
     assert cue.is_distinct  # which is tested without a look
-    assert trial(found_in).is_promising(cue)
+    assert trial(found_in).is_held(cue)
     assert trial(tested_on).is_promising(blurred)
     assert not trial(found_in).is_promising(blurred)
 

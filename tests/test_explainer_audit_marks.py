@@ -10,7 +10,7 @@ from explainer.audit import cues, marks
 from explainer.audit.edits import cover, edit_of, removal_of
 from explainer.audit.growth import Gallery
 from explainer.audit.interventions import Fill, filled
-from explainer.audit.overlays import Overlay
+from explainer.audit.overlays import Overlay, blended
 from explainer.audit.sample import ClassSample
 
 SIZE, GRID, CELL = (48, 60), (8, 10), 6
@@ -163,7 +163,13 @@ def test_a_half_transparent_mark_is_taken_alone_and_an_opaque_one_with_its_pixel
             assert given.equal(torch.where(masks[:, None], crops, others))
         put = next(edit.put(others, crops, masks))
         if is_overlay:
-            assert put.equal(cue.overlay.blended(others, crops, masks))
+            opacity = cue.overlay.opacity(masks[0])
+            assert put.equal(blended(others, crops, masks, opacity))
+            elsewhere = masks.roll(SIZE[0] // 2, 1)
+            assert not (elsewhere & masks).any()
+            hidden = next(edit.put(others, crops, elsewhere))
+            assert hidden.equal(blended(others, crops, elsewhere, opacity))  # as much there
+            assert 0.1 < opacity < 0.5
             spared = next(edit.spare(crops, masks, others, torch.Generator()))
             assert spared.equal(cue.overlay.over(cue.overlay.removed(crops, masks), masks))
             again = next(removal_of(cue, masks).spare(crops, masks, others, torch.Generator()))
@@ -172,13 +178,12 @@ def test_a_half_transparent_mark_is_taken_alone_and_an_opaque_one_with_its_pixel
             assert put.equal(torch.where(masks[:, None], crops, others))
 
 
-def test_what_is_blended_hides_as_much_as_the_mark():
-    overlay = Overlay(torch.full((3, *SIZE), 0.75), torch.full((3, *SIZE), 10.0))
+def test_what_is_blended_hides_so_much_of_what_is_behind_it():
     images = torch.full((2, 3, *SIZE), 100, dtype=torch.uint8)
     others = torch.full((2, 3, *SIZE), 40, dtype=torch.uint8)
     masks = torch.zeros(2, *SIZE, dtype=torch.bool)
     masks[:, :10] = True
-    got = overlay.blended(images, others, masks)
+    got = blended(images, others, masks, 0.25)
     assert got[:, :, :10].unique().tolist() == [85]
     assert got[:, :, 10:].unique().tolist() == [100]
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from explainer import VitClassifier, load_model
 from explainer.audit import colours
-from explainer.audit.classmates import Classmates
+from explainer.audit.classmates import Classmates, Mates
 from explainer.audit.cues import Cue, background
 from explainer.audit.examination import examine, promising
 from explainer.audit.extents import FIRST, SECOND, Extent
@@ -192,8 +192,9 @@ def test_no_recipient_counts_twice(others):
 
 
 def test_the_cues_of_few_carriers_go_into_few_images():
-    assert Extent(80, 96, 70, 56).of_few(8) == Extent(24, 16, 8, 24)
-    assert Extent(80, 96, 70, 56).of_few(4) == Extent(16, 8, 4, 16)  # 2^-16 is a small p-value
+    many = Extent(80, 96, 70, 56, 176)
+    assert many.of_few(8) == Extent(24, 16, 8, 24, 176)
+    assert many.of_few(4) == Extent(16, 8, 4, 16, 176)  # 2^-16 is a small p-value
     assert SECOND.of_few(100) == SECOND
 
 
@@ -381,8 +382,10 @@ def test_what_whole_images_hold_is_given_to_others_beside_what_another_of_them_h
     )  # fmt: skip
     stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
     lab = Laboratory(model, 64)
-    few = Extent(recipients=0, returns=0, removed=0, compared=20)
-    got = Classmates(lab, stock).of(cue, few)
+    few = Extent(recipients=0, returns=0, removed=0, compared=20, given=0)
+    mates = Classmates(lab, stock).of(cue, few)
+    got = mates.others
+    assert mates.gained.shift() == got.excess_cost
     assert got.right == 60
     assert lab.passes == 2 * 60 + 20
     assert got.excess.value == pytest.approx(1)
@@ -392,8 +395,8 @@ def test_what_whole_images_hold_is_given_to_others_beside_what_another_of_them_h
     gains = Classmates(lab, stock).gains(cue, held, others[:20])
     assert gains.shape == (20,)
     assert gains.min() > 8
-    assert Classmates(lab, stock).of(replace(cue, absent=0.05), few).right == 40
-    assert Classmates(lab, stock).of(replace(cue, absent=0.0), few) is None
+    assert Classmates(lab, stock).of(replace(cue, absent=0.05), few).others.right == 40
+    assert Classmates(lab, stock).of(replace(cue, absent=0.0), few) == Mates()
 
 
 @pytest.mark.parametrize("gap", [0.5, 0.2])
@@ -426,7 +429,8 @@ def test_content_is_given_to_the_other_images_where_no_other_shift_shows_it(show
     stock = Stock(sample_of(model, images), [strangers()], torch.Generator().manual_seed(0))
     trial = Trial(Laboratory(model, 64), stock, 0)
     assert cue.is_distinct == (gap >= 0.3)
-    assert not cue.is_distinct or trial.is_promising(cue)
+    assert trial.is_held(cue)
+    assert not trial.is_held(replace(cue, likeness=cue.likeness * (torch.arange(IMAGES) < 2)))
     paste = trial.of(cue).paste
     if shows == "in the return":
         assert paste.restored.low > 0
@@ -435,6 +439,7 @@ def test_content_is_given_to_the_other_images_where_no_other_shift_shows_it(show
         assert max(paste.shift.low, paste.restored.low) <= 0
         assert (paste.gained.low > 1) == (shows == "in the others alone")
         assert (paste.p_value < 0.01) == (shows == "in the others alone")
+        assert (paste.p_value == 1) == (paste.gained.low <= 0)
         few = cue.likeness * (torch.arange(IMAGES) < IMAGES // 2)
         assert (trial.of(replace(cue, likeness=few)).paste.gained is None) == (gap < 0.3)
         all_but_few = torch.maximum(cue.likeness, (torch.arange(IMAGES) > 10).float())
@@ -463,7 +468,7 @@ def test_what_whole_images_hold_is_looked_at_in_the_other_images_if_there_are_an
     assert Trial(Laboratory(model, 64), stock, 0).is_promising(cue) == (not has_others)
 
 
-def test_what_is_distinct_is_looked_at_before_what_more_images_hold():
+def test_what_is_distinct_is_looked_at_before_what_more_images_hold_and_one_without_a_look():
     model = by_rule(lambda images: torch.tensor([[1.0, 0.0, 0.0]]).expand(len(images), -1))
     sample = sample_of(model, backgrounds(IMAGES, seed=1))
     stock = Stock(sample, [strangers()], torch.Generator().manual_seed(0))
@@ -472,8 +477,13 @@ def test_what_is_distinct_is_looked_at_before_what_more_images_hold():
     others = [replace(distinct, threshold=0.9, rank=float(i)) for i in range(9, 4, -1)]
     assert distinct.is_distinct
     assert not others[0].is_distinct
-    chosen = promising(Trial(Laboratory(model, 64), stock, 0), [*others, distinct])
-    assert [cue.is_distinct for cue in chosen] == [True]
+    lab = Laboratory(model, 64)
+    second = replace(distinct, rank=-1.0)
+    chosen = promising(Trial(lab, stock, 0), [*others, distinct, second])
+    assert [cue is distinct for cue in chosen] == [True]
+    assert lab.passes > 0  # the others are looked at, the second distinct one, too
+    held_by_none = replace(distinct, likeness=0 * distinct.likeness)
+    assert promising(Trial(lab, stock, 0), [*others, held_by_none]) == []
 
 
 @pytest.mark.parametrize("extent", [FIRST, SECOND])
@@ -487,7 +497,7 @@ def test_many_of_the_others_stand_beside_carriers_of_which_there_are_fewer(exten
     stock = Stock(sample, [strangers()], torch.Generator().manual_seed(0))
     lab = Laboratory(model, 64)
     cue = cue_of(region.expand(count, -1, -1), carriers, is_fixed=True)
-    others = Classmates(lab, stock).of(cue, extent)
+    others = Classmates(lab, stock).of(cue, extent).others
     assert others.right == extent.compared
     carriers = min(80, extent.compared)
     assert lab.passes == 3 * (extent.compared + carriers)  # filled twice, and as they are

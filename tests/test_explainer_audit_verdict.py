@@ -519,6 +519,26 @@ def test_that_the_others_surely_lose_less_is_enough_of_what_is_distinct():
         assert judged(replace(less, gap=gap)).verdict is verdict
 
 
+@pytest.mark.parametrize(
+    ("excess", "cost", "gap", "verdict"),
+    [
+        (0.13, 0.01, 0.3, Verdict.SHORTCUT),
+        (0.12, 0.01, 0.3, Verdict.CLEARED),  # hardly any of the 0.5 that carriers lose
+        (0.13, 0.0, 0.3, Verdict.CLEARED),
+        (0.13, 0.01, 0.29, Verdict.CLEARED),
+        (0.13, None, 0.3, Verdict.CLEARED),
+    ],
+)
+def test_of_what_is_distinct_log_odds_tell_it_too_if_shares_do_not_contradict(
+    excess, cost, gap, verdict
+):
+    less = rarely_alone(
+        excess=Estimate(excess, -0.1, 0.3, 40),
+        excess_cost=None if cost is None else Estimate(0.4, cost, 0.8, 40),
+    )
+    assert judged(replace(less, gap=gap)).verdict is verdict
+
+
 def test_what_the_other_images_gain_by_a_distinct_cue_is_a_return_too():
     weak = with_paste(shift=Estimate(0.5, 0.0, 0.9, 96))
     assert judged(weak).verdict is Verdict.CLEARED
@@ -606,6 +626,9 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
         (placed(others=replace(others(excess=0.12, low=-0.1),
                                excess_cost=Estimate(1.0, 0.1, 2.0, 40))), False),
         (placed(others=others(excess=0.12, low=-0.1, right=7)), True),
+        (replace(placed(others=others(excess=0.01, low=-0.1)), gap=0.3), True),  # may be enough
+        (replace(placed(others=others(excess=0.0, low=-0.1)), gap=0.3), False),
+        (replace(placed(others=others(excess=0.0, low=-0.1, right=7)), gap=0.3), True),
         (replace(placed(others=others(excess=0.12, low=-0.1)), is_fixed=False), True),
         (placed(others=others(deficit=0.2, excess=0.24)), True),
         (placed(others=others(deficit=0.21, excess=0.24, low=0.0)), False),  # significantly

@@ -30,6 +30,17 @@ MOST_CARRIERS = 80  # that stand beside the others; both are right or not
 
 
 @dataclass(frozen=True)
+class Mates:
+    """What became of a class's other images; nothing where hardly any image is without the cue.
+
+    `gained`: what they gained by what lies all over an image; of other cues see Classmates.gained.
+    """
+
+    others: Others | None = None
+    gained: Compared | None = None
+
+
+@dataclass(frozen=True)
 class Classmates:
     """Compares a cue's carriers with the class's other images.
 
@@ -40,17 +51,17 @@ class Classmates:
     stock: Stock
     known: dict[int, float] = field(default_factory=dict, init=False)
 
-    def of(self, cue: Cue, extent: Extent) -> Others | None:
-        """The evidence of so many at most; None where hardly any image is without the cue."""
+    def of(self, cue: Cue, extent: Extent) -> Mates:
+        """The evidence of so many at most."""
         others = self.without(cue)
         if not len(others):
-            return None
+            return Mates()
         carriers = torch.nonzero(cue.carriers & ~self.stock.sample.discovery).flatten()
         most = min(extent.compared, MOST_CARRIERS)
         carriers = carriers[self.stock.order(len(carriers))][:most]
         if cue.is_of_whole:
             return self._of_given(cue, carriers, others[: GIVEN * extent.compared])
-        return self._covered(cue, carriers, others[: extent.compared])
+        return Mates(self._covered(cue, carriers, others[: extent.compared]))
 
     def has_others(self, cue: Cue) -> bool:
         """Whether enough images are surely without the cue to tell anything by them."""
@@ -58,13 +69,13 @@ class Classmates:
         return int(cue.is_without.sum()) >= least
 
     def gained(self, cue: Cue, carriers: Int[Tensor, " carriers"], most: int) -> Compared:
-        """What so many of the others gain by the cue at most; it has others.
+        """What so many of the others gain by content at most; it has others.
 
-        Where content moves each other's pixels would show their object a second time: it stands
+        Where it moves each other's pixels would show their object a second time: it stands
         beside other classes', each of which is asked once.
         """
         others = self.without(cue)[:most]
-        if cue.is_fixed or cue.is_of_whole:
+        if cue.is_fixed:
             return self._given(cue, carriers, others)
         instead = self.stock.different(len(others)).crops
         return self._given(cue, carriers, others[: len(instead)], instead)
@@ -130,19 +141,20 @@ class Classmates:
 
     def _of_given(
         self, cue: Cue, carriers: Int[Tensor, " carriers"], others: Int[Tensor, " others"]
-    ) -> Others:
+    ) -> Mates:
         """What the others gain by the cue; and what carriers are without, given the others'."""
         compared = self._given(cue, carriers, others)
         held, masks = self.stock.mine(carriers), self.stock.masks(cue, carriers)
         without = self.stock.sample.crops[repeated(others, len(carriers))]
         lost = Left.of(self.lab, held, edit_of(cue).put(held.crops, without, masks))
         kept = compared.flips[Control.CLASSMATE]
-        return Others(
+        told = Others(
             deficit=difference(kept, len(others), float(lost.kept.mean()), len(carriers)),
             excess=compared.lift(),
             excess_cost=compared.shift(),
             right=len(others),
         )
+        return Mates(told, compared)
 
     def _filled(
         self, cue: Cue, images: Int[Tensor, " images"], places: Int[Tensor, " images"]

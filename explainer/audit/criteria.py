@@ -131,13 +131,22 @@ def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
     """
     if cue.is_of_whole:
         return gain_little(cue, others, removal)
-    if costs_more(cue, others, removal) or (is_distinct(cue) and others.excess.low > 0):
+    if costs_more(cue, others, removal) or (is_distinct(cue) and lose_less(others, removal)):
         return False
     if is_rare(cue) and others.excess.low <= 0 and not helps(cue):
         return True
     drop = max(LEAST_DROP, removal.drop.value)
     enough = 0.0 if others.excess.low > 0 else min(ENOUGH_EXCESS, drop)
     return others.right >= LEAST_RIGHT and others.excess.value < max(drop / 2, enough)
+
+
+def lose_less(others: Others, removal: Removal) -> bool:
+    """Whether the filling costs the class's other images less than carriers, significantly.
+
+    In shares, or in log-odds where shares say so, too, if not surely.
+    """
+    costs = others.excess_cost.low if others.excess_cost else 0.0
+    return others.excess.low > 0 or (costs > 0 and not is_little(others.excess, removal))
 
 
 def gain_little(cue: CueEvidence, others: Others, removal: Removal) -> bool:

@@ -100,13 +100,16 @@ def promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
     """What shows an effect on discovery: the best of the content's cues, or else the background.
 
     What whole images hold is looked at first, and few have any; it takes the place of a second of
-    content, of which what is distinct comes first. Nothing that is told rests on this look: it
-    saves testing what does nothing. A background that holds such a cue has its effect, too.
+    content, of which what is distinct comes first, the first without a look. Nothing that is told
+    rests on this look: it saves testing what does nothing. A background that holds such a cue has
+    its effect, too.
     """
     of_whole = [cue for cue in found if cue.is_of_whole and trial.is_promising(cue)]
     most = max(1, MOST_CUES - len(of_whole))
     of_content = [cue for cue in found if cue.kind == "content"]
     first = sorted(of_content, key=lambda cue: not cue.is_distinct)[:MOST_PROMISING]
-    kept = list(islice((cue for cue in first if trial.is_promising(cue)), most))
+    sure = [cue for cue in first[:1] if cue.is_distinct and trial.is_held(cue)]
+    others = (cue for cue in first[len(sure) :] if trial.is_promising(cue))
+    kept = [*sure, *islice(others, most - len(sure))]
     behind = [] if kept else [cue for cue in found if cue.kind == BACKGROUND]
     return kept + [cue for cue in behind if trial.is_promising(cue)] + of_whole

@@ -13,13 +13,15 @@ RETURNS_OF_EACH = 2
 class Extent:
     """How many images each intervention is made on, at most.
 
-    `compared`: of the class's others; as many carriers, or 80, stand beside them.
+    `compared`: of the class's others; as many carriers, or 80, stand beside them. `given`: of these
+    others, too, whom few carriers' cue tells as much as many's, if it is the same in all.
     """
 
     recipients: int
     returns: int
     removed: int
     compared: int
+    given: int
 
     def of_few(self, carriers: int) -> "Extent":
         """The same for so many carriers, whose cues say little more in more images."""
@@ -29,8 +31,9 @@ class Extent:
             returns=min(self.returns, RETURNS_OF_EACH * carriers),
             removed=min(self.removed, carriers),
             compared=min(self.compared, most),
+            given=self.given,
         )
 
 
 # Cues are tested on the latter where the former leaves it open.
-FIRST, SECOND = Extent(24, 32, 24, 20), Extent(80, 96, 80, 168)
+FIRST, SECOND = Extent(24, 32, 24, 20, 56), Extent(80, 96, 80, 168, 176)

@@ -40,6 +40,10 @@ class Overlay:
         opaque = self.scale[:, mask] <= LEAST_SCALE
         return float(opaque.float().mean()) < MOST_OPAQUE
 
+    def opacity(self, mask: Bool[Tensor, "height width"]) -> float:
+        """How much of what is behind it a region of it hides, on average."""
+        return float((1 - self.scale[:, mask]).mean())
+
     def over(
         self,
         crops: UInt8[Tensor, "images 3 height width"],
@@ -48,16 +52,6 @@ class Overlay:
         """Crops with it, where the masks are."""
         return _where(masks, crops.float() * self.scale + self.offset, crops)
 
-    def blended(
-        self,
-        crops: UInt8[Tensor, "images 3 height width"],
-        others: UInt8[Tensor, "images 3 height width"],
-        masks: Bool[Tensor, "images height width"],
-    ) -> UInt8[Tensor, "images 3 height width"]:
-        """Crops over which others lie instead, through which as much is seen."""
-        mixed = crops.float() * self.scale + others.float() * (1 - self.scale)
-        return _where(masks, mixed, crops)
-
     def removed(
         self,
         crops: UInt8[Tensor, "images 3 height width"],
@@ -65,6 +59,16 @@ class Overlay:
     ) -> UInt8[Tensor, "images 3 height width"]:
         """Crops without it, where the masks are."""
         return _where(masks, (crops.float() - self.offset) / self.scale, crops)
+
+
+def blended(
+    crops: UInt8[Tensor, "images 3 height width"],
+    others: UInt8[Tensor, "images 3 height width"],
+    masks: Bool[Tensor, "images height width"],
+    opacity: float,
+) -> UInt8[Tensor, "images 3 height width"]:
+    """Crops over which others lie where the masks are, and hide so much of them."""
+    return _where(masks, torch.lerp(crops.float(), others.float(), opacity), crops)
 
 
 def _where(masks: Tensor, changed: Tensor, crops: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from explainer.audit.criteria import (
     LEAST_LIFT,
     LEAST_RIGHT,
     fall_short,
+    is_distinct,
     is_little,
     is_part_of_the_class,
     is_rare,
@@ -47,10 +48,11 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
         return True
     if cue.others is None or cue.kind == "background":
         return False
-    if cue.is_of_whole:
-        too_little = cue.others.excess.value <= 0
+    if cue.is_of_whole or is_distinct(cue):
+        too_little = cue.others.excess.value <= 0  # of these a little more may be enough
     else:
-        too_little = is_little(cue.others.excess, removal) and cue.others.right >= LEAST_RIGHT
+        too_little = is_little(cue.others.excess, removal)
+    too_little &= cue.others.right >= LEAST_RIGHT
     may_be_alone = cue.moves and paste.lift.value > LEAST_LIFT
     # Where the filling costs the others less all the same, a few images contradict each other.
     is_cut = fall_short(cue, cue.others) and cue.others.excess.low <= 0

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from explainer.audit.classmates import Classmates
+from explainer.audit.classmates import Classmates, Mates
 from explainer.audit.criteria import is_rare
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.edits import edit_of, removal_of
@@ -73,20 +73,26 @@ class Trial:
         """What becomes of the class's other images."""
         return Classmates(self.lab, self.stock)
 
+    def is_held(self, cue: Cue) -> bool:
+        """Whether enough right images of the discovery half hold a cue to look at what it does."""
+        return len(self._held(cue)) >= LEAST_DONORS
+
     def is_promising(self, cue: Cue) -> bool:
         """Whether removing a cue costs its carriers log-odds, or pasting it flips other images.
 
         Parts of objects reach into the background: of that only flips count. What lies all over an
         image is given to the class's other images, where there are enough, since removing it costs
-        all of them. What is distinct is tested in any case, if some right images hold it.
+        all of them.
         """
-        held = torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
+        held = self._held(cue)
         held = held[self.stock.order(len(held))][: 2 * LOOKED_AT]
         if len(held) < LEAST_DONORS:
             return False
-        if cue.is_distinct:
-            return True
         return (cue.kind != BACKGROUND and self._shows(cue, held)) or self._flips(cue, held)
+
+    def _held(self, cue: Cue) -> Int[Tensor, " carriers"]:
+        """The right images of the discovery half that hold a cue."""
+        return torch.nonzero(cue.carriers & self.sample.explained & self.sample.discovery).flatten()
 
     def _shows(self, cue: Cue, held: Int[Tensor, " carriers"]) -> bool:
         """Whether carriers lose log-odds without the cue, or others gain by it."""
@@ -123,12 +129,14 @@ class Trial:
             return found
         carriers = torch.nonzero(tested).flatten()
         first, second = (extent.of_few(len(carriers)) for extent in (FIRST, SECOND))
-        found = self._with_others(cue, self._with_carriers(cue, found, carriers, first), first)
+        mates = self.classmates.of(cue, first)
+        found = self._with_carriers(cue, found, carriers, first, mates)
         if is_open(found) and second.compared > first.compared:
-            found = self._with_others(cue, found, second)
+            mates = self.classmates.of(cue, second)
+            found = replace(found, others=mates.others)
         is_left = is_open(found) and not is_cleared_by_others(found)
         if is_left and second.recipients > first.recipients:
-            found = self._with_carriers(cue, found, carriers, second)
+            found = self._with_carriers(cue, found, carriers, second, mates)
         return found
 
     def _untested(self, cue: Cue) -> CueEvidence:
@@ -151,15 +159,18 @@ class Trial:
         )
 
     def _with_carriers(
-        self, cue: Cue, found: CueEvidence, tested: Int[Tensor, " carriers"], extent: Extent
+        self,
+        cue: Cue,
+        found: CueEvidence,
+        tested: Int[Tensor, " carriers"],
+        extent: Extent,
+        mates: Mates,
     ) -> CueEvidence:
         is_told = cue.kind != BACKGROUND and not is_rare(found)
-        asks_mates = is_told and self.classmates.has_others(cue)
-        paste = self._paste(cue, tested, extent, asks_mates)
-        return replace(found, paste=paste, removal=self._removal(cue, tested, extent.removed))
-
-    def _with_others(self, cue: Cue, found: CueEvidence, extent: Extent) -> CueEvidence:
-        return replace(found, others=self.classmates.of(cue, extent))
+        asked = mates if is_told and self.classmates.has_others(cue) else None
+        paste = self._paste(cue, tested, extent, asked)
+        removal = self._removal(cue, tested, extent.removed)
+        return replace(found, paste=paste, removal=removal, others=mates.others)
 
     def _carriers(self, cue: Cue) -> tuple[Carrier, ...]:
         cells = to_cells(cue.masks, self.lab.model.grid).flatten(1)
@@ -173,8 +184,9 @@ class Trial:
         )
 
     def _paste(
-        self, cue: Cue, tested: Int[Tensor, " carriers"], extent: Extent, asks_mates: bool
+        self, cue: Cue, tested: Int[Tensor, " carriers"], extent: Extent, mates: Mates | None
     ) -> Paste:
+        """What is asked, beside it, of the class's other images unless it is none of them."""
         order = self.stock.order(len(tested))
         recipients = self.stock.different(extent.recipients).crops
         donors, controls = repeated(tested[order], len(recipients)), edit_of(cue).controls
@@ -182,17 +194,16 @@ class Trial:
         tested = tested[self.stock.order(len(tested))]
         back = self._returned(cue, tested, extent.returns)
         asked = [into_others, back]
-        if asks_mates and not self._is_shown(asked):
-            most = extent.recipients + extent.returns
-            asked.append(self.classmates.gained(cue, tested, most))
-        count = ASKED if asks_mates else 2  # where a third may be asked for, it counts
+        if mates and (mates.gained or not self._is_shown(asked)):
+            asked.append(mates.gained or self.classmates.gained(cue, tested, extent.given))
+        count = ASKED if mates else 2  # where a third may be asked for, it counts
         return Paste(
             flips=share(into_others.treated.flips),
             controls=into_others.flips,
             lift=into_others.lift(),
             shift=into_others.shift(),
             restored=back.shift(),
-            p_value=min(1.0, count * min(each.p_value(self.seed) for each in asked)),
+            p_value=min(1.0, count * self._least_p(asked)),
             donors=len(donors.unique()),
             gained=asked[2].shift() if len(asked) > 2 else None,
         )
@@ -208,8 +219,12 @@ class Trial:
 
     def _is_shown(self, asked: Sequence[Compared]) -> bool:
         """Whether one of the shifts is surely none by chance."""
-        least = min(each.p_value(self.seed) for each in asked)
-        return ASKED * least < SHOWN and max(each.shift().low for each in asked) > 0
+        return ASKED * self._least_p(asked) < SHOWN
+
+    def _least_p(self, asked: Sequence[Compared]) -> float:
+        """Of the shifts whose intervals are above 0, so that one is not told by another's."""
+        shown = (each for each in asked if each.shift().low > 0)
+        return min((each.p_value(self.seed) for each in shown), default=1.0)
 
     def _compared(
         self,
