@@ -7,10 +7,11 @@ import torch
 from torch.nn import functional
 
 from explainer.audit import cues, marks
+from explainer.audit.content import widened
 from explainer.audit.edits import cover, edit_of, removal_of
 from explainer.audit.growth import Gallery
 from explainer.audit.interventions import Fill, filled
-from explainer.audit.overlays import Overlay, blended
+from explainer.audit.overlays import Overlay
 from explainer.audit.sample import ClassSample
 
 SIZE, GRID, CELL = (48, 60), (8, 10), 6
@@ -122,7 +123,8 @@ def as_crops(images: torch.Tensor) -> torch.Tensor:
 def test_an_overlay_is_what_was_put_over_the_images_and_comes_off_again():
     plain = papers(IMAGES, 0)
     carriers = as_crops(marked(plain, 0.5, every=1))
-    overlay = Overlay.between(carriers, as_crops(papers(STRANGERS, 1)))
+    everywhere = torch.ones(SIZE, dtype=torch.bool)
+    overlay = Overlay.between(carriers, as_crops(papers(STRANGERS, 1)), everywhere)
     opacity = alpha(0.5)
     assert overlay.scale.mean(0).sub(1 - opacity).abs().mean() <= 0.04
     assert overlay.offset[:, opacity > 0].mean() == pytest.approx(0.5 * 255, rel=0.1)
@@ -163,13 +165,13 @@ def test_a_half_transparent_mark_is_taken_alone_and_an_opaque_one_with_its_pixel
             assert given.equal(torch.where(masks[:, None], crops, others))
         put = next(edit.put(others, crops, masks))
         if is_overlay:
-            opacity = cue.overlay.opacity(masks[0])
-            assert put.equal(blended(others, crops, masks, opacity))
-            elsewhere = masks.roll(SIZE[0] // 2, 1)
-            assert not (elsewhere & masks).any()
-            hidden = next(edit.put(others, crops, elsewhere))
-            assert hidden.equal(blended(others, crops, elsewhere, opacity))  # as much there
-            assert 0.1 < opacity < 0.5
+            assert put.equal(cue.overlay.blended(others, crops, masks))
+            # As much is left as by the mark where it is, and as by all of it on average elsewhere.
+            (region,) = widened(cue.masks[:1], GRID)
+            typical = cue.overlay.scale[:, region].mean()
+            assert cue.overlay.left[:, region].equal(cue.overlay.scale[:, region])
+            assert cue.overlay.left[:, ~region].unique().item() == pytest.approx(typical)
+            assert 0.5 < typical < 0.9
             spared = next(edit.spare(crops, masks, others, torch.Generator()))
             assert spared.equal(cue.overlay.over(cue.overlay.removed(crops, masks), masks))
             again = next(removal_of(cue, masks).spare(crops, masks, others, torch.Generator()))
@@ -178,14 +180,20 @@ def test_a_half_transparent_mark_is_taken_alone_and_an_opaque_one_with_its_pixel
             assert put.equal(torch.where(masks[:, None], crops, others))
 
 
-def test_what_is_blended_hides_so_much_of_what_is_behind_it():
+def test_what_is_blended_hides_as_much_as_the_mark_wherever_it_lies():
+    region = torch.zeros(SIZE, dtype=torch.bool)
+    region[:10] = True
+    carriers = torch.where(region, 50 + torch.arange(8)[:, None, None, None], 100)
+    plain = torch.where(region, 50 + 2 * torch.arange(8)[:, None, None, None], 100)
+    carriers, plain = (each.expand(-1, 3, -1, -1).to(torch.uint8) for each in (carriers, plain))
+    overlay = Overlay.between(carriers, plain, region)
+    assert overlay.left.flatten().tolist() == pytest.approx([0.5] * overlay.left.numel(), rel=0.01)
     images = torch.full((2, 3, *SIZE), 100, dtype=torch.uint8)
     others = torch.full((2, 3, *SIZE), 40, dtype=torch.uint8)
-    masks = torch.zeros(2, *SIZE, dtype=torch.bool)
-    masks[:, :10] = True
-    got = blended(images, others, masks, 0.25)
-    assert got[:, :, :10].unique().tolist() == [85]
-    assert got[:, :, 10:].unique().tolist() == [100]
+    for masks in (region.expand(2, -1, -1), region.flip(0).expand(2, -1, -1)):
+        got = overlay.blended(images, others, masks).movedim(1, -1)
+        assert got[masks].unique().tolist() == [70]
+        assert got[~masks].unique().tolist() == [100]
 
 
 @pytest.mark.parametrize("is_fixed", [True, False])
@@ -195,7 +203,8 @@ def test_what_leaves_no_elsewhere_stands_beside_carriers_that_keep_it(kind, is_f
     crops, others = as_crops(papers(6, 0)), as_crops(papers(6, 1))
     frame = torch.ones(6, *SIZE, dtype=torch.bool)
     frame[:, 4:-4, 4:-4] = False
-    overlay = Overlay(torch.full((3, *SIZE), 0.5), torch.full((3, *SIZE), 100.0))
+    half = torch.full((3, *SIZE), 0.5)
+    overlay = Overlay(half, torch.full((3, *SIZE), 100.0), half)
     cue = cues.Cue(
         "colours" if kind == "colours" else "content",
         "by hand",

@@ -12,7 +12,7 @@ from explainer import VitClassifier, load_model
 from explainer.audit import colours
 from explainer.audit.classmates import Classmates, Mates
 from explainer.audit.cues import Cue, background
-from explainer.audit.examination import examine, promising
+from explainer.audit.examination import examine, promising, unlooked
 from explainer.audit.extents import FIRST, SECOND, Extent
 from explainer.audit.interventions import Control, Images, Laboratory, have_elsewhere
 from explainer.audit.patterns import correlation
@@ -287,6 +287,7 @@ def test_a_cast_of_colour_is_context_and_its_carriers_are_those_that_have_it():
     (finding,) = (f for f in findings([examination.evidence]) if f.cue == number)
     assert finding.verdict is Verdict.CONTEXT
     assert finding.of_cue.removal.drop.low > 0.5
+    assert finding.of_cue.paste.gained == finding.of_cue.others.excess_cost  # on the same images
 
 
 def test_beside_a_large_removal_stand_carriers_with_other_carriers_pixels():
@@ -352,6 +353,7 @@ def test_a_texture_that_moves_is_a_shortcut_where_the_class_does_without():
     (finding,) = (f for f in findings([examination.evidence]) if f.cue == number)
     assert finding.verdict is Verdict.SHORTCUT
     assert finding.of_cue.others.excess.low > 0.1
+    assert finding.of_cue.paste.gained == finding.of_cue.others.excess_cost
 
 
 def test_what_whole_images_hold_is_given_to_others_beside_what_another_of_them_holds():
@@ -479,11 +481,42 @@ def test_what_is_distinct_is_looked_at_before_what_more_images_hold_and_one_with
     assert not others[0].is_distinct
     lab = Laboratory(model, 64)
     second = replace(distinct, rank=-1.0)
-    chosen = promising(Trial(lab, stock, 0), [*others, distinct, second])
-    assert [cue is distinct for cue in chosen] == [True]
-    assert lab.passes > 0  # the others are looked at, the second distinct one, too
-    held_by_none = replace(distinct, likeness=0 * distinct.likeness)
-    assert promising(Trial(lab, stock, 0), [*others, held_by_none]) == []
+    trial = Trial(lab, stock, 0)
+    sure = unlooked(trial, [*others, second, distinct])
+    assert [cue is second for cue in sure] == [True]
+    assert lab.passes == 0
+    assert promising(trial, [*others, second, distinct], sure) == []  # nothing has an effect
+    assert lab.passes > 0
+    found_by_none = replace(distinct, likeness=distinct.likeness * ~sample.discovery)
+    assert found_by_none.is_distinct
+    assert unlooked(trial, [*others, found_by_none]) == []
+
+
+@pytest.mark.parametrize(("share", "is_sure"), [(0.2, False), (0.4, True)])
+def test_what_many_images_hold_is_tested_without_a_look_and_the_background_is_looked_at(
+    share, is_sure
+):
+    """Other classes' surroundings make the class of any image, and its content is nothing to it."""
+    around = boxed(0, 0, SIZE, SIZE, hole=PART)
+
+    def rule(images: Tensor) -> Tensor:
+        red = (images[:, 0][:, around].mean(1) > 0.9).float()
+        return torch.stack([8 * red, 4 + 0 * red, 0 * red], 1)
+
+    images = backgrounds(IMAGES, seed=1)
+    images[:, 0] = torch.where(around, 1.0, images[:, 0])
+    lab = Laboratory(by_rule(rule), 64)
+    sample = sample_of(by_rule(rule), images)
+    stock = Stock(sample, [strangers()], torch.Generator().manual_seed(0))
+    trial = Trial(lab, stock, 0)
+    inside = boxed(SIZE // 2 - 4, SIZE // 2 - 4, 8, 8).expand(IMAGES, -1, -1)
+    held = torch.arange(IMAGES) % 20 < 20 * share
+    cue = replace(cue_of(inside, held, is_fixed=True), threshold=0.8)
+    assert not cue.is_distinct
+    behind = background(sample)
+    sure = unlooked(trial, [cue, behind])
+    assert [each is cue for each in sure] == [True] * is_sure
+    assert [each is behind for each in promising(trial, [cue, behind], sure)] == [True]
 
 
 @pytest.mark.parametrize("extent", [FIRST, SECOND])

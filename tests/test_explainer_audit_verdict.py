@@ -394,7 +394,10 @@ def test_colours_that_raise_the_class_and_are_needed_are_context():
     cast = replace(SHORTCUT, kind="colours", origin="colours", area=1.0)
     assert judged(cast).verdict is Verdict.CONTEXT
     assert judged(cast).reason == "the colours of its images raise it in others, and it needs them"
-    assert judged(replace(cast, removal=removed(0.09, 1.0))).verdict is Verdict.CLEARED
+    little = replace(cast, removal=removed(0.09, 1.0))
+    assert judged(little).verdict is Verdict.CONTEXT  # the others are right more often by 0.4
+    gain_less = replace(cast.others, excess=Estimate(0.4, 0.0, 0.6, 50))
+    assert judged(replace(little, others=gain_less)).verdict is Verdict.CLEARED
     few = replace(rare(cast), paste=replace(SHORTCUT.paste, p_value=0.02))
     assert judged(few).verdict is Verdict.CLEARED
     assert judged(replace(few, carrier_share=SHORTCUT.carrier_share)).verdict is Verdict.CONTEXT
@@ -483,6 +486,16 @@ def needed_beside_others(drop: float = 0.05, **changes: object) -> CueEvidence:
             Verdict.CLEARED,
         ),
         (replace(needed_beside_others(), kind="texture"), Verdict.CLEARED),  # it is what they gain
+        (replace(needed_beside_others(), kind="colours"), Verdict.CONTEXT),
+        (replace(needed_beside_others(drop=0.04), kind="colours"), Verdict.CLEARED),
+        (
+            replace(needed_beside_others(excess=Estimate(0.09, 0.01, 0.2, 99)), kind="colours"),
+            Verdict.CLEARED,
+        ),
+        (
+            replace(needed_beside_others(excess=Estimate(0.3, 0.0, 0.5, 99)), kind="colours"),
+            Verdict.CLEARED,
+        ),
     ],
 )
 def test_that_content_is_needed_shows_beside_the_other_images_too(cue, verdict):
@@ -523,7 +536,7 @@ def test_that_the_others_surely_lose_less_is_enough_of_what_is_distinct():
     ("excess", "cost", "gap", "verdict"),
     [
         (0.13, 0.01, 0.3, Verdict.SHORTCUT),
-        (0.12, 0.01, 0.3, Verdict.CLEARED),  # hardly any of the 0.5 that carriers lose
+        (0.12, 0.01, 0.3, Verdict.CLEARED),  # less than a quarter of the 0.5 that carriers lose
         (0.13, 0.0, 0.3, Verdict.CLEARED),
         (0.13, 0.01, 0.29, Verdict.CLEARED),
         (0.13, None, 0.3, Verdict.CLEARED),
@@ -536,7 +549,17 @@ def test_of_what_is_distinct_log_odds_tell_it_too_if_shares_do_not_contradict(
         excess=Estimate(excess, -0.1, 0.3, 40),
         excess_cost=None if cost is None else Estimate(0.4, cost, 0.8, 40),
     )
-    assert judged(replace(less, gap=gap)).verdict is verdict
+    finding = judged(replace(less, gap=gap))
+    assert finding.verdict is verdict
+    if verdict is Verdict.SHORTCUT:  # severity does not rest on shares that were not significant
+        assert finding.severity == pytest.approx(0.5 * 0.5)
+
+
+def test_log_odds_tell_nothing_where_shares_say_less_than_a_tenth():
+    for excess, verdict in ((0.1, Verdict.SHORTCUT), (0.09, Verdict.CLEARED)):
+        less = rarely_alone(excess=Estimate(excess, -0.1, 0.3, 40), excess_cost=MORE_COST)
+        small = replace(less, gap=0.3, removal=removed(drop=0.3, cost=2.1))
+        assert judged(small).verdict is verdict
 
 
 def test_what_the_other_images_gain_by_a_distinct_cue_is_a_return_too():
@@ -598,7 +621,7 @@ def test_a_background_that_flips_and_is_needed_is_context():
 def placed(**changes: object) -> CueEvidence:
     """What lies at one place, as needed as it can be, with other tests' outcomes."""
     removal = Removal(0.5, 1.0, Estimate(0.5, 0.1, 0.7, 24), Estimate(2.0, 1.0, 3.0, 24), 24)
-    sufficient = replace(SHORTCUT.paste, p_value=0.0009)
+    sufficient = replace(SHORTCUT.paste, p_value=0.00009)
     return replace(SHORTCUT, is_fixed=True, **{"removal": removal, "paste": sufficient} | changes)
 
 
@@ -617,7 +640,8 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
     [
         (placed(), False),  # beyond doubt
         (placed(others=None), False),
-        (placed(paste=replace(SHORTCUT.paste, p_value=0.001)), True),
+        (placed(paste=replace(SHORTCUT.paste, p_value=0.0001)), True),
+        (placed(paste=replace(SHORTCUT.paste, p_value=0.00009)), False),
         (placed(removal=removed(drop=0.3, cost=1.0)), True),
         (placed(others=others(excess=0.24)), True),  # of 0.5: a part of the class, by these
         (placed(others=others(low=0.0)), True),
@@ -642,13 +666,11 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
         (placed(removal=removed(drop=0.05, cost=0.0),
                 paste=replace(SHORTCUT.paste, lift=about(0.09))), True),
         (placed(paste=None, removal=None, others=None), False),
-        (placed(paste=replace(SHORTCUT.paste, p_value=0.0009,
+        (placed(paste=replace(SHORTCUT.paste, p_value=0.00009,
                               shift=about(0.2), restored=about(0.2))), True),
         (placed(others=others(low=0.09)), True),
-        (rare(placed()), True),  # a rare one wants a smaller p
-        (rare(placed(paste=replace(SHORTCUT.paste, p_value=0.00009))), True),  # and more:
-        (rare(placed(paste=replace(SHORTCUT.paste, p_value=0.00009),
-                     others=replace(others(), deficit=ALIKE))), False),  # as right as the others
+        (rare(placed()), True),  # a rare one wants more:
+        (rare(placed(others=replace(others(), deficit=ALIKE))), False),  # as right as the others
         (of_kind("colours", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
         (of_kind("colours"), False),
         (of_kind("colours", others=others(excess=0.24)), False),
@@ -661,7 +683,7 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
         (of_kind("texture", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
         (of_kind("background", others=others(excess=0.0, low=-1.0, right=0)), False),
         (of_kind("background", others=None,
-                 paste=replace(SHORTCUT.paste, p_value=0.0009, lift=about(0.3))), True),
+                 paste=replace(SHORTCUT.paste, p_value=0.00009, lift=about(0.3))), True),
     ],
 )  # fmt: skip
 def test_what_is_far_from_every_threshold_is_tested_on_no_more_images(cue, is_left_open):

@@ -18,7 +18,7 @@ from explainer.audit.edits import cover, edit_of
 from explainer.audit.evidence import Others
 from explainer.audit.extents import Extent
 from explainer.audit.interventions import Control, Laboratory
-from explainer.audit.outcomes import Compared, Left, most_cost, most_kept, numbers
+from explainer.audit.outcomes import Compared, Left, more_cost, more_kept, numbers, telling_fill
 from explainer.audit.significance import difference
 from explainer.audit.stock import Stock, repeated
 
@@ -56,7 +56,7 @@ class Classmates:
         others = self.without(cue)
         if not len(others):
             return Mates()
-        carriers = torch.nonzero(cue.carriers & ~self.stock.sample.discovery).flatten()
+        carriers = torch.nonzero(self.stock.tested(cue)).flatten()
         most = min(extent.compared, MOST_CARRIERS)
         carriers = carriers[self.stock.order(len(carriers))][:most]
         if cue.is_of_whole:
@@ -105,6 +105,7 @@ class Classmates:
         explained = self.stock.sample.explained
         right, right_others = (explained[i].numpy() for i in (carriers, others))
         mine, theirs = after.only(right), after_others.only(right_others)
+        fill = telling_fill(theirs.kept, mine.kept)
         return Others(
             deficit=difference(
                 float(after_others.kept.mean()),
@@ -112,9 +113,10 @@ class Classmates:
                 float(after.kept.mean()),
                 len(carriers),
             ),
-            excess=most_kept(theirs, mine),
-            excess_cost=most_cost(
-                before_others[right_others] - theirs.log_odds, before[right] - mine.log_odds
+            excess=more_kept(theirs.kept[fill], mine.kept[fill]),
+            excess_cost=more_cost(
+                before_others[right_others] - theirs.log_odds[fill],
+                before[right] - mine.log_odds[fill],
             ),
             right=int(right_others.sum()),
         )

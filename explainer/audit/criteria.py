@@ -52,12 +52,15 @@ def is_lost(removal: Removal) -> bool:
 def is_missed(cue: CueEvidence, removal: Removal) -> bool:
     """Whether filling its places costs carriers more than the class's other images, significantly.
 
-    As much else may lie on the object, which the cue does not. Half of what is wanted, or log-odds
-    are to show beside it all the same, since carriers may differ from the others in more than the
-    cue; and these are to be no more right than they.
+    Or whether these are right so much more often with their colours. As much else may lie on the
+    object, which the cue does not, and other colours may change it. Half of what is wanted, or
+    log-odds are to show beside it all the same, since carriers may differ from the others in more
+    than the cue; and these are to be no more right than they.
     """
     others = cue.others
-    if others is None or cue.kind != "content" or is_rare(cue) or others.right < LEAST_RIGHT:
+    if others is None or cue.kind not in ("content", "colours") or is_rare(cue):
+        return False
+    if others.right < LEAST_RIGHT:
         return False
     is_beside = removal.drop.value >= LEAST_DROP / 2 or removal.cost.low > 0
     costs = others.excess_cost.low if others.excess_cost else 0.0
@@ -143,10 +146,12 @@ def lose_as_much(cue: CueEvidence, others: Others, removal: Removal) -> bool:
 def lose_less(others: Others, removal: Removal) -> bool:
     """Whether the filling costs the class's other images less than carriers, significantly.
 
-    In shares, or in log-odds where shares say so, too, if not surely.
+    In shares, or in log-odds where shares say so, too, if not surely: log-odds alone tell how sure
+    the model was of carriers before.
     """
     costs = others.excess_cost.low if others.excess_cost else 0.0
-    return others.excess.low > 0 or (costs > 0 and not is_little(others.excess, removal))
+    enough = max(LEAST_DROP, LITTLE_EXCESS * removal.drop.value)
+    return others.excess.low > 0 or (costs > 0 and others.excess.value >= enough)
 
 
 def gain_little(cue: CueEvidence, others: Others, removal: Removal) -> bool:
@@ -193,6 +198,12 @@ def costs_more(cue: CueEvidence, others: Others, removal: Removal) -> bool:
         and others.excess_cost.value >= enough
         and not is_little(others.excess, removal)
     )
+
+
+def is_told_by_log_odds(cue: CueEvidence, others: Others, removal: Removal) -> bool:
+    """Whether that the filling costs the others less shows in log-odds rather than in shares."""
+    by_little = is_distinct(cue) and others.excess.low <= 0 and lose_less(others, removal)
+    return by_little or costs_more(cue, others, removal)
 
 
 def is_little(excess: Estimate, removal: Removal) -> bool:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from explainer.audit import regions
-from explainer.audit.content import Seed
+from explainer.audit.content import Seed, widened
 from explainer.audit.growth import LEAST_GAP, Gallery, Grown, grow
 from explainer.audit.overlays import Overlay
 from explainer.audit.patterns import patterns
@@ -32,7 +32,8 @@ class Cue:
     `masks` are pixels of the crops, `places` their centres in cells (row, column). An image is a
     carrier from `threshold` on, and is without the cue below `absent`; between, it may hold it, and
     counts as neither. `rank` is larger the more carriers there are, and the less other
-    classes' images are like them.
+    classes' images are like them. What `is_crossed` is told, in either half of the class's images,
+    by what the other half holds.
     """
 
     kind: Literal["content", "background", "texture", "colours"]
@@ -45,6 +46,7 @@ class Cue:
     rank: float = 0.0
     absent: float = float("inf")
     overlay: Overlay | None = None
+    is_crossed: bool = False
 
     @property
     def carriers(self) -> Bool[Tensor, " images"]:
@@ -90,7 +92,7 @@ def found(
         cues += [_cue(origin, each, sample) for origin, each in by_pattern]
     kept: list[Cue] = []
     for cue in sorted(cues, key=lambda cue: -cue.rank):
-        if not any(_same(cue, other) for other in kept):
+        if not any(are_same(cue, other) for other in kept):
             kept.append(cue)
     return kept
 
@@ -103,7 +105,8 @@ def of_mark(
     What lies over its carriers is told by those of the discovery half.
     """
     cue = _cue(MARK, grown, sample)
-    overlay = Overlay.between(sample.crops[cue.carriers & sample.discovery], others)
+    (region,) = widened(cue.masks[:1], sample.grid)
+    overlay = Overlay.between(sample.crops[cue.carriers & sample.discovery], others, region)
     return replace(cue, overlay=overlay) if overlay.is_half_transparent(cue.masks[0]) else cue
 
 
@@ -130,7 +133,8 @@ def _of_pixels(grown: Grown, size: tuple[int, int]) -> Bool[Tensor, "images heig
     return regions.to_pixels(grown.masks[:1], size).expand(len(grown.masks), -1, -1)
 
 
-def _same(cue: Cue, other: Cue) -> bool:
+def are_same(cue: Cue, other: Cue) -> bool:
+    """Whether two cues have the same carriers, mostly, and lie at the same places in these."""
     both = cue.carriers & other.carriers
     fewest = min(int(cue.carriers.sum()), int(other.carriers.sum()))
     if int(both.sum()) < SAME_CARRIERS * fewest:

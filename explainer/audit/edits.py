@@ -14,7 +14,7 @@ from torch import Tensor
 from explainer.audit.colours import COLOURS, levels, recoloured
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.interventions import Control, Fill, filled, have_elsewhere, moved
-from explainer.audit.overlays import Overlay, blended
+from explainer.audit.overlays import Overlay
 from explainer.audit.textures import TEXTURE
 
 Crops = UInt8[Tensor, "images 3 height width"]
@@ -43,7 +43,7 @@ class Edit:
 
 def edit_of(cue: Cue) -> Edit:
     """How a cue is taken and given: half-transparent marks alone, others with their pixels."""
-    return _EDITS[cue.kind] if cue.overlay is None else _over(cue.overlay, cue.masks[0])
+    return _EDITS[cue.kind] if cue.overlay is None else _over(cue.overlay)
 
 
 def removal_of(cue: Cue, masks: Masks) -> Edit:
@@ -58,12 +58,11 @@ def removal_of(cue: Cue, masks: Masks) -> Edit:
     return replace(edit, take=_replace, spare=_exchange)
 
 
-def _over(overlay: Overlay, region: Bool[Tensor, "height width"]) -> Edit:
+def _over(overlay: Overlay) -> Edit:
     """What is taken off alone leaves what was behind it, and is put on again beside that.
 
     What is put in its place, or elsewhere, is half transparent, too: it hides no more of an object.
     """
-    opacity = overlay.opacity(region)
 
     def give(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
         del donors  # all of which hold the same
@@ -72,7 +71,7 @@ def _over(overlay: Overlay, region: Bool[Tensor, "height width"]) -> Edit:
     def put(recipients: Recipients, donors: Donors, masks: OfDonors) -> Iterator[Recipients]:
         count = len(recipients)
         pairs = zip(donors.split(count), masks.split(count), strict=True)
-        return (blended(recipients, crops, places, opacity) for crops, places in pairs)
+        return (overlay.blended(recipients, crops, places) for crops, places in pairs)
 
     def take(crops: Crops, masks: Masks, others: Crops) -> Iterator[Crops]:
         del others

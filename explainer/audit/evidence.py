@@ -26,8 +26,9 @@ class Paste:
     that raises them most. `restored` is such a shift, too, of carriers that lost the cue and are
     given another carrier's. `gained` is such a shift of the class's other images that are given it,
     over each other's pixels or, where it moves, other classes'; None where it was not asked for.
-    `p_value` is of these shifts, the largest over the controls. `donors` say how many images the
-    cue was taken from.
+    `p_value` is the least of these shifts whose intervals are above 0, each the largest over its
+    controls, times how many may be asked for; else 1. `donors` say how many images the cue was
+    taken from.
     """
 
     flips: float

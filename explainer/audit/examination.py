@@ -11,6 +11,7 @@ from itertools import islice
 import torch
 
 from explainer.audit import colours, content, cues
+from explainer.audit.crossing import crossed
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.evidence import ClassEvidence
 from explainer.audit.growth import Gallery
@@ -62,9 +63,12 @@ def examine(
         groups = [Images.joined(groups)]  # as many of each would repeat a few
     strangers = Images.joined(groups)
     side = colours.Side.of(sample, strangers.crops)
-    found = _candidates(lab, sample, strangers, side, generator)
+    gallery = _gallery(sample, strangers, content.pixels_of_a_cell(sample.grid))
+    found = _candidates(lab, sample, strangers, side, gallery, generator)
     trial = Trial(lab, Stock(sample, groups, generator), seed)
-    chosen = promising(trial, found)
+    sure = unlooked(trial, found)
+    rest = promising(trial, found, sure)
+    chosen = [crossed(cue, sample, gallery) for cue in sure] + rest
     tested = tuple(trial.of(cue) for cue in chosen)
     passes = lab.passes - before
     told = replace(evidence, candidates=len(found), passes=passes, apart=side.apart(sample))
@@ -76,15 +80,14 @@ def _candidates(
     sample: ClassSample,
     strangers: Images,
     side: colours.Side,
+    gallery: Gallery,
     generator: torch.Generator,
 ) -> list[Cue]:
     """Cues of content, best first, the background, and what of whole images tells the class."""
-    cell = content.pixels_of_a_cell(sample.grid)
-    gallery, fine = (_gallery(sample, strangers, pixels) for pixels in (cell, FINER * cell))
     seeds = Proposer(lab, sample, generator).seeds(gallery.mine, gallery.theirs)
     whole = (texture(sample, strangers.crops), colours.cast(sample, side))
     of_whole = [cues.background(sample), *(each for each in whole if each is not None)]
-    placed = mark(fine)
+    placed = mark(_gallery(sample, strangers, FINER * gallery.cell))
     marked = None if placed is None else cues.of_mark(sample, placed, strangers.crops)
     return [*cues.found(sample, gallery, seeds, marked), *of_whole]
 
@@ -96,20 +99,28 @@ def _gallery(sample: ClassSample, strangers: Images, cell: int) -> Gallery:
     return Gallery(mine, theirs, sample.discovery, cell)
 
 
-def promising(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
-    """What shows an effect on discovery: the best of the content's cues, or else the background.
+def unlooked(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
+    """What is tested without a look: the best distinct cue, and the best that many images hold."""
+    held = [cue for cue in found if cue.kind == "content" and trial.is_held(cue)]
+    distinct = next((cue for cue in held if cue.is_distinct), None)
+    common = next((cue for cue in held if trial.is_common(cue)), None)
+    return [cue for cue in held if cue is distinct or cue is common]
 
-    What whole images hold is looked at first, and few have any; it takes the place of a second of
-    content, of which what is distinct comes first, the first without a look. Nothing that is told
+
+def promising(trial: Trial, found: Sequence[Cue], sure: Sequence[Cue]) -> list[Cue]:
+    """What shows an effect on discovery beside what is sure to be tested: the best of the content.
+
+    Or else the background. What whole images hold is looked at first, and few have any; it takes
+    the place of a second of content, of which what is distinct comes first. Nothing that is told
     rests on this look: it saves testing what does nothing. A background that holds such a cue has
     its effect, too.
     """
     of_whole = [cue for cue in found if cue.is_of_whole and trial.is_promising(cue)]
-    most = max(1, MOST_CUES - len(of_whole))
     of_content = [cue for cue in found if cue.kind == "content"]
     first = sorted(of_content, key=lambda cue: not cue.is_distinct)[:MOST_PROMISING]
-    sure = [cue for cue in first[:1] if cue.is_distinct and trial.is_held(cue)]
-    others = (cue for cue in first[len(sure) :] if trial.is_promising(cue))
-    kept = [*sure, *islice(others, most - len(sure))]
-    behind = [] if kept else [cue for cue in found if cue.kind == BACKGROUND]
+    others = (cue for cue in first if not any(cue is each for each in sure))
+    most = max(1, MOST_CUES - len(of_whole) - len(sure))
+    kept = list(islice((cue for cue in others if trial.is_promising(cue)), most))
+    is_told = kept or any(trial.is_promising(cue) for cue in sure)
+    behind = [] if is_told else [cue for cue in found if cue.kind == BACKGROUND]
     return kept + [cue for cue in behind if trial.is_promising(cue)] + of_whole

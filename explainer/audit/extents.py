@@ -13,8 +13,8 @@ RETURNS_OF_EACH = 2
 class Extent:
     """How many images each intervention is made on, at most.
 
-    `compared`: of the class's others; as many carriers, or 80, stand beside them. `given`: of these
-    others, too, whom few carriers' cue tells as much as many's, if it is the same in all.
+    `compared`: of the class's others; as many carriers, or 80, stand beside them. `given`: of them,
+    are given content, however few carriers there are.
     """
 
     recipients: int

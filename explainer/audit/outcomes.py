@@ -73,37 +73,54 @@ class Compared:
         most = max(gained, key=lambda each: float(each.mean()))
         return shift(numbers(self.treated.log_odds), most, self.donors)
 
-    def p_value(self, seed: int) -> float:
-        """Of the shift, over recipients, since donors are near-copies; the controls' largest."""
+    def p_value(self, seed: int, are_copies: bool) -> float:
+        """Of the shift, over recipients, and over donors unless these are near-copies.
+
+        It is the largest, of all controls.
+        """
         treated = numbers(self.treated.log_odds)
         gains = [treated - numbers(each.log_odds) for each in self.controls.values()]
-        return max(sign_flip(gain.mean(0), seed) for gain in gains)
+        units = [gain.mean(0) for gain in gains]
+        if not are_copies:
+            units += [self._by_donor(gain) for gain in gains]
+        return max(sign_flip(each, seed) for each in units)
+
+    def _by_donor(
+        self, gain: Float[np.ndarray, "rounds recipients"]
+    ) -> Float[np.ndarray, " donors"]:
+        """The mean gain of each donor."""
+        _, number = np.unique(self.donors, return_inverse=True)
+        number = number.ravel()
+        return np.bincount(number, gain.ravel()) / np.bincount(number)
 
 
-def most_kept(others: Left, carriers: Left) -> Estimate:
-    """How many more of the others stay right than of the carriers, by the fill that tells most."""
-    (fills, of_others), (_, of_carriers) = others.kept.shape, carriers.kept.shape
-    if not of_others or not of_carriers:
-        return Estimate(0.0, -1.0, 1.0, 0)
-    shares, fewer = others.kept.mean(1), carriers.kept.mean(1)
-    found = [
-        difference(float(shares[fill]), of_others, float(fewer[fill]), of_carriers)
-        for fill in range(fills)
-    ]
-    return max(found, key=lambda each: each.value)
-
-
-def most_cost(
+def telling_fill(
     others: Float[np.ndarray, "fills others"], carriers: Float[np.ndarray, "fills carriers"]
-) -> Estimate | None:
-    """How much more log-odds carriers lose than the others, by the fill that tells most.
+) -> int:
+    """The fill that leaves the others right more often than the carriers by most; else the first.
 
-    None where either are fewer than two.
+    Around an image, or where an object lies, one of them may take all from both.
     """
-    if min(others.shape[1], carriers.shape[1]) < 2:
-        return None
-    found = [between(mine, theirs) for mine, theirs in zip(carriers, others, strict=True)]
-    return max(found, key=lambda each: each.value)
+    if not others.size or not carriers.size:
+        return 0
+    return int((others.mean(1) - carriers.mean(1)).argmax())
+
+
+def more_kept(
+    others: Float[np.ndarray, " others"], carriers: Float[np.ndarray, " carriers"]
+) -> Estimate:
+    """How many more of the others stay right than of the carriers; of none of either 0, +-1."""
+    if not others.size or not carriers.size:
+        return Estimate(0.0, -1.0, 1.0, 0)
+    share, fewer = float(others.mean()), float(carriers.mean())
+    return difference(share, others.size, fewer, carriers.size)
+
+
+def more_cost(
+    others: Float[np.ndarray, " others"], carriers: Float[np.ndarray, " carriers"]
+) -> Estimate | None:
+    """How much more log-odds carriers lose than the others; None of fewer than two of either."""
+    return None if min(others.size, carriers.size) < 2 else between(carriers, others)
 
 
 def numbers(values: Float[Tensor, "*any"]) -> Float[np.ndarray, "*any"]:

@@ -18,31 +18,37 @@ MOST_OPAQUE = 0.1  # of a half-transparent mark's pixels fewer hide all that is 
 
 @dataclass(frozen=True)
 class Overlay:
-    """What is left of each plain pixel, `scale`, and what is added to it, of 255."""
+    """What is left of each plain pixel, `scale`, and what is added to it, of 255.
+
+    Where the mark is as much is left by its controls, and elsewhere what is left on average there:
+    `left`.
+    """
 
     scale: Float[Tensor, "3 height width"]
     offset: Float[Tensor, "3 height width"]
+    left: Float[Tensor, "3 height width"]
 
     @classmethod
     def between(
         cls,
         carriers: UInt8[Tensor, "carriers 3 height width"],
         plain: UInt8[Tensor, "others 3 height width"],
+        region: Bool[Tensor, "height width"],
     ) -> "Overlay":
-        """What lies over carriers, by mean and spread of their pixels beside plain images'."""
+        """What lies over carriers, by mean and spread of their pixels beside plain images'.
+
+        `region` is where the mark is.
+        """
         held, bare = carriers.float(), plain.float()
         spread, typical = held.std(0), bare.std(0).clamp_min(LEAST_SPREAD)
         scale = (spread / typical).clamp(LEAST_SCALE, 1.0)
-        return cls(scale, held.mean(0) - scale * bare.mean(0))
+        left = torch.where(region, scale, scale[:, region].mean())
+        return cls(scale, held.mean(0) - scale * bare.mean(0), left)
 
     def is_half_transparent(self, mask: Bool[Tensor, "height width"]) -> bool:
         """Whether what is behind it shines through nearly everywhere in a region."""
         opaque = self.scale[:, mask] <= LEAST_SCALE
         return float(opaque.float().mean()) < MOST_OPAQUE
-
-    def opacity(self, mask: Bool[Tensor, "height width"]) -> float:
-        """How much of what is behind it a region of it hides, on average."""
-        return float((1 - self.scale[:, mask]).mean())
 
     def over(
         self,
@@ -52,6 +58,16 @@ class Overlay:
         """Crops with it, where the masks are."""
         return _where(masks, crops.float() * self.scale + self.offset, crops)
 
+    def blended(
+        self,
+        crops: UInt8[Tensor, "images 3 height width"],
+        others: UInt8[Tensor, "images 3 height width"],
+        masks: Bool[Tensor, "images height width"],
+    ) -> UInt8[Tensor, "images 3 height width"]:
+        """Crops over which others lie instead, through which as much is seen."""
+        mixed = crops.float() * self.left + others.float() * (1 - self.left)
+        return _where(masks, mixed, crops)
+
     def removed(
         self,
         crops: UInt8[Tensor, "images 3 height width"],
@@ -59,16 +75,6 @@ class Overlay:
     ) -> UInt8[Tensor, "images 3 height width"]:
         """Crops without it, where the masks are."""
         return _where(masks, (crops.float() - self.offset) / self.scale, crops)
-
-
-def blended(
-    crops: UInt8[Tensor, "images 3 height width"],
-    others: UInt8[Tensor, "images 3 height width"],
-    masks: Bool[Tensor, "images height width"],
-    opacity: float,
-) -> UInt8[Tensor, "images 3 height width"]:
-    """Crops over which others lie where the masks are, and hide so much of them."""
-    return _where(masks, torch.lerp(crops.float(), others.float(), opacity), crops)
 
 
 def _where(masks: Tensor, changed: Tensor, crops: Tensor) -> Tensor:

@@ -51,10 +51,10 @@ class Proposer:
         """
         screened = self.sample.drawn(SCREENED, self.generator)
         order = torch.randperm(len(theirs), generator=self.generator)[:STRANGERS]
-        largest = regions.window_side(self.sample.grid)
-        occluded = self._occluded(screened[:OCCLUDED], largest)
-        found: list[Seed] = []
-        for cells in (largest - 1, largest):
+        sizes = _sizes(self.sample)
+        occluded = self._occluded(screened[:OCCLUDED], max(sizes))
+        found = aligned(self.sample, mine, theirs)
+        for cells in sizes:
             side = cells * self.cell
             patches = content.patches(mine[screened], side)
             others = content.patches(theirs[order], side)
@@ -65,9 +65,6 @@ class Proposer:
             ):
                 seeds = content.seeds(origin, windows, side, patches, others)
                 found += [_of(seed, screened) for seed in content.distinct(seeds, MOST_SEEDS)]
-            every = torch.nonzero(self.sample.discovery).flatten()
-            seeds = content.aligned(ALIGNED, side, mine[every], theirs)
-            found += [_of(seed, every) for seed in content.distinct(seeds, MOST_SEEDS)]
         return found
 
     def _peaks(self, images: Int[Tensor, " images"], cells: int) -> list[Window]:
@@ -105,6 +102,26 @@ class Proposer:
                 top, left = (corners[worst] * self.cell).tolist()
                 found.append(Window(number, top, left))
         return found
+
+
+def aligned(
+    sample: ClassSample,
+    mine: Float[Tensor, "images 3 height width"],
+    theirs: Float[Tensor, "others 3 height width"],
+) -> list[Seed]:
+    """Seeds of windows at one place, of both sizes, which ask neither maps nor model."""
+    every, found = torch.nonzero(sample.discovery).flatten(), []
+    for cells in _sizes(sample):
+        side = cells * content.pixels_of_a_cell(sample.grid)
+        seeds = content.aligned(ALIGNED, side, mine[every], theirs)
+        found += [_of(seed, every) for seed in content.distinct(seeds, MOST_SEEDS)]
+    return found
+
+
+def _sizes(sample: ClassSample) -> tuple[int, int]:
+    """Cells across windows."""
+    largest = regions.window_side(sample.grid)
+    return (largest - 1, largest)
 
 
 def _everywhere(images: int, patches: Patches) -> list[Window]:

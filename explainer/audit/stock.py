@@ -26,6 +26,10 @@ class Stock:
         target = self.sample.target
         return Images(self.sample.crops[images], torch.full((len(images),), target))
 
+    def tested(self, cue: Cue) -> Bool[Tensor, " images"]:
+        """A cue's carriers but for images that it was found in."""
+        return cue.carriers if cue.is_crossed else cue.carriers & ~self.sample.discovery
+
     def masks(
         self, cue: Cue, images: Int[Tensor, " images"]
     ) -> Bool[Tensor, "images height width"]:

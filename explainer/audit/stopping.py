@@ -12,15 +12,14 @@ from explainer.audit.criteria import (
     is_distinct,
     is_little,
     is_part_of_the_class,
-    is_rare,
     is_unsure,
     lose_as_much,
 )
 from explainer.audit.evidence import CueEvidence, Paste, Removal
 
 # What is so far below a threshold, as a part of it, is settled, and what is above it with a smaller
-# p-value, which of rare cues is to be smaller still.
-FAR_BELOW, BEYOND_DOUBT, BEYOND_DOUBT_OF_RARE = 0.5, 1e-3, 1e-4
+# p-value, so that it is below all thresholds among hundreds of cues.
+FAR_BELOW, BEYOND_DOUBT = 0.5, 1e-4
 
 
 def is_open(cue: CueEvidence) -> bool:
@@ -62,7 +61,7 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 def _is_beyond_doubt(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     if removal.drop.low < LEAST_DROP or max(each.low for each in paste.shifts) <= 0:
         return False
-    if paste.p_value >= (BEYOND_DOUBT_OF_RARE if is_rare(cue) else BEYOND_DOUBT):
+    if paste.p_value >= BEYOND_DOUBT:
         return False
     if cue.kind == "background":
         return paste.lift.low > LEAST_LIFT

@@ -35,6 +35,8 @@ LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
 # A model that has learned a sticker may take noise for it: so noise is no control of the sticker's
 # return to where it was.
 NATURAL = (Control.OTHER_CLASS, Control.ELSEWHERE)
+# A cue that such a part of the half holds, and so many images, is tested without a first look.
+COMMON_SHARE, LEAST_COMMON = 0.25, 15
 # Shifts of a cue that is not rare, and the p-value of one that shows it without the last.
 ASKED, SHOWN = 3, 0.01
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
@@ -76,6 +78,11 @@ class Trial:
     def is_held(self, cue: Cue) -> bool:
         """Whether enough right images of the discovery half hold a cue to look at what it does."""
         return len(self._held(cue)) >= LEAST_DONORS
+
+    def is_common(self, cue: Cue) -> bool:
+        """Whether a large part of the discovery half holds a cue."""
+        held = cue.carriers[self.sample.discovery]
+        return int(held.sum()) >= max(LEAST_COMMON, COMMON_SHARE * len(held))
 
     def is_promising(self, cue: Cue) -> bool:
         """Whether removing a cue costs its carriers log-odds, or pasting it flips other images.
@@ -123,7 +130,7 @@ class Trial:
         early. What costs least and settles most comes first.
         """
         found = self._untested(cue)
-        tested = cue.carriers & self.sample.explained & ~self.sample.discovery
+        tested = self.stock.tested(cue) & self.sample.explained
         least = max(LEAST_TESTED, LEAST_TESTED_SHARE * int((~self.sample.discovery).sum()))
         if int(tested.sum()) < least:
             return found
@@ -134,8 +141,8 @@ class Trial:
         if is_open(found) and second.compared > first.compared:
             mates = self.classmates.of(cue, second)
             found = replace(found, others=mates.others)
-        is_left = is_open(found) and not is_cleared_by_others(found)
-        if is_left and second.recipients > first.recipients:
+        has_more = second.recipients > first.recipients or self._asks_mates(cue, found)
+        if is_open(found) and not is_cleared_by_others(found) and has_more:
             found = self._with_carriers(cue, found, carriers, second, mates)
         return found
 
@@ -166,11 +173,15 @@ class Trial:
         extent: Extent,
         mates: Mates,
     ) -> CueEvidence:
-        is_told = cue.kind != BACKGROUND and not is_rare(found)
-        asked = mates if is_told and self.classmates.has_others(cue) else None
+        asked = mates if self._asks_mates(cue, found) else None
         paste = self._paste(cue, tested, extent, asked)
         removal = self._removal(cue, tested, extent.removed)
         return replace(found, paste=paste, removal=removal, others=mates.others)
+
+    def _asks_mates(self, cue: Cue, found: CueEvidence) -> bool:
+        """Whether what the class's other images gain by a cue is one of its shifts."""
+        is_told = cue.kind != BACKGROUND and not is_rare(found)
+        return is_told and self.classmates.has_others(cue)
 
     def _carriers(self, cue: Cue) -> tuple[Carrier, ...]:
         cells = to_cells(cue.masks, self.lab.model.grid).flatten(1)
@@ -186,7 +197,7 @@ class Trial:
     def _paste(
         self, cue: Cue, tested: Int[Tensor, " carriers"], extent: Extent, mates: Mates | None
     ) -> Paste:
-        """What is asked, beside it, of the class's other images unless it is none of them."""
+        """Pastes and returns, and what the class's other images gain, if `mates` are given."""
         order = self.stock.order(len(tested))
         recipients = self.stock.different(extent.recipients).crops
         donors, controls = repeated(tested[order], len(recipients)), edit_of(cue).controls
@@ -194,7 +205,7 @@ class Trial:
         tested = tested[self.stock.order(len(tested))]
         back = self._returned(cue, tested, extent.returns)
         asked = [into_others, back]
-        if mates and (mates.gained or not self._is_shown(asked)):
+        if mates and (mates.gained or ASKED * self._least_p(cue, asked) >= SHOWN):
             asked.append(mates.gained or self.classmates.gained(cue, tested, extent.given))
         count = ASKED if mates else 2  # where a third may be asked for, it counts
         return Paste(
@@ -203,7 +214,7 @@ class Trial:
             lift=into_others.lift(),
             shift=into_others.shift(),
             restored=back.shift(),
-            p_value=min(1.0, count * self._least_p(asked)),
+            p_value=min(1.0, count * self._least_p(cue, asked)),
             donors=len(donors.unique()),
             gained=asked[2].shift() if len(asked) > 2 else None,
         )
@@ -217,14 +228,11 @@ class Trial:
         natural = [control for control in edit_of(cue).controls if control in NATURAL]
         return self._compared(lost, cue, givers, natural)
 
-    def _is_shown(self, asked: Sequence[Compared]) -> bool:
-        """Whether one of the shifts is surely none by chance."""
-        return ASKED * self._least_p(asked) < SHOWN
-
-    def _least_p(self, asked: Sequence[Compared]) -> float:
+    def _least_p(self, cue: Cue, asked: Sequence[Compared]) -> float:
         """Of the shifts whose intervals are above 0, so that one is not told by another's."""
         shown = (each for each in asked if each.shift().low > 0)
-        return min((each.p_value(self.seed) for each in shown), default=1.0)
+        are_copies = not cue.is_of_whole
+        return min((each.p_value(self.seed, are_copies) for each in shown), default=1.0)
 
     def _compared(
         self,

@@ -10,7 +10,6 @@ from explainer.audit.criteria import (
     LEAST_LIFT,
     LEAST_RIGHT,
     MOST_Q,
-    costs_more,
     gain_little,
     is_alone,
     is_distinct,
@@ -19,6 +18,7 @@ from explainer.audit.criteria import (
     is_needed,
     is_part_of_the_class,
     is_sufficient,
+    is_told_by_log_odds,
     is_unsure,
 )
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
@@ -186,8 +186,9 @@ def _severity(cue: CueEvidence, paste: Paste, removal: Removal) -> float:
     lost = accuracy * removal.drop.value
     if others and not is_lost(removal) and is_missed(cue, removal):
         lost = accuracy * others.excess.value
-    is_told = others and not is_alone(cue, paste, removal) and not costs_more(cue, others, removal)
-    if others and others.right >= LEAST_RIGHT and is_told:
+    if others is None or others.right < LEAST_RIGHT or is_alone(cue, paste, removal):
+        return cue.carrier_share.value * max(0.0, lost)
+    if not is_told_by_log_odds(cue, others, removal):
         lost = min(lost, others.excess.value * (1.0 if cue.is_of_whole else accuracy))
     return cue.carrier_share.value * max(0.0, lost)
 

@@ -1,0 +1,108 @@
+"""What both halves of a class show is tested in each half by what the other half shows of it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from explainer.audit import content, cues
+from explainer.audit.crossing import ENOUGH, crossed
+from explainer.audit.cues import Cue
+from explainer.audit.growth import Gallery
+from explainer.audit.interventions import Images
+from explainer.audit.overlays import Overlay
+from explainer.audit.proposals import aligned
+from explainer.audit.sample import ClassSample
+from explainer.audit.stock import Stock
+
+SIZE, GRID, CELL = 96, (8, 8), 4
+IMAGES, STRANGERS = 160, 120
+TAG = (slice(4, 28), slice(60, 88))
+
+
+def papers(images: int, seed: int) -> torch.Tensor:
+    """Smooth random colours with grain, [images, 3, SIZE, SIZE] in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(images, 3, 9, 9, generator=generator)
+    smooth = functional.interpolate(coarse, (SIZE, SIZE), mode="bilinear")
+    return (smooth + 0.02 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
+
+
+def as_crops(images: torch.Tensor) -> torch.Tensor:
+    return (255 * images).round().to(torch.uint8)
+
+
+def sample_of(carriers: torch.Tensor) -> ClassSample:
+    """A class some of whose images have a tag; every second one is found on."""
+    images, badge = papers(IMAGES, 0), papers(1, 9)[0, :, *TAG]
+    images[(carriers, slice(None), *TAG)] = badge
+    half = torch.arange(IMAGES) % 2 == 0
+    maps, right = torch.zeros(IMAGES, *GRID), torch.ones(IMAGES, dtype=torch.bool)
+    return ClassSample(0, as_crops(images), maps, right, half)
+
+
+def gallery_of(sample: ClassSample) -> Gallery:
+    mine, theirs = (
+        content.reduced(crops, GRID, CELL)
+        for crops in (sample.crops, as_crops(papers(STRANGERS, 1)))
+    )
+    return Gallery(mine, theirs, sample.discovery, CELL)
+
+
+def first(sample: ClassSample, gallery: Gallery) -> Cue:
+    return cues.found(sample, gallery, aligned(sample, gallery.mine, gallery.theirs), None)[0]
+
+
+HELD = torch.arange(IMAGES) % 16 < 2  # twenty, as many of either half
+
+
+def test_each_half_is_told_by_what_the_other_half_holds():
+    sample = sample_of(HELD)
+    gallery = gallery_of(sample)
+    cue = first(sample, gallery)
+    assert cue.is_distinct
+    other = replace(sample, discovery=~sample.discovery)
+    twin = first(other, replace(gallery, discovery=other.discovery))
+    got = crossed(cue, sample, gallery)
+    assert got.is_crossed
+    assert got.carriers.equal(HELD)
+    for half, told in ((sample.discovery, twin), (~sample.discovery, cue)):
+        assert got.masks[half].equal(told.masks[half])
+        assert got.carriers[half].equal(told.carriers[half])
+        lead = told.likeness[half] - told.threshold
+        assert (got.likeness[half] - got.threshold).sub(lead).abs().max() < 1e-6
+    assert not cue.likeness.equal(twin.likeness)
+    stock = Stock(sample, [Images(sample.crops, torch.ones(IMAGES, dtype=torch.long))], torch.Generator())
+    assert stock.tested(got).equal(HELD)
+    assert stock.tested(cue).equal(HELD & ~sample.discovery)
+
+
+def test_what_an_image_holds_has_no_say_in_what_it_is_tested_with():
+    sample = sample_of(HELD)
+    cue = first(sample, gallery_of(sample))
+    noisy = sample.crops.clone()
+    (carrier, *_) = torch.nonzero(HELD & sample.discovery).flatten().tolist()
+    noisy[carrier, :, *TAG][:, :8] = 0  # some of its tag is hidden
+    changed = replace(sample, crops=noisy)
+    got, want = crossed(cue, changed, gallery_of(changed)), crossed(cue, sample, gallery_of(sample))
+    assert got.is_crossed
+    assert got.masks[carrier].equal(want.masks[carrier])
+
+
+@pytest.mark.parametrize("why", ["one half alone", "enough", "moves", "not distinct", "overlay"])
+def test_others_stay_as_they_are(why):
+    half = torch.arange(IMAGES) % 2 == 0
+    held = {"one half alone": HELD & half, "enough": torch.ones(IMAGES) > 0}.get(why, HELD)
+    sample = sample_of(held)
+    gallery = gallery_of(sample)
+    cue = first(sample, gallery)
+    assert int(cue.carriers.sum()) == int(held.sum())
+    assert ENOUGH == IMAGES / 2
+    changes = {
+        "moves": {"is_fixed": False},
+        "not distinct": {"threshold": cue.threshold + cue.gap - 0.2},
+        "overlay": {"overlay": Overlay(*torch.ones(3, 3, SIZE, SIZE))},
+    }
+    cue = replace(cue, **changes.get(why, {}))
+    assert crossed(cue, sample, gallery) is cue
