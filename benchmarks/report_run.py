@@ -178,6 +178,7 @@ def _cue(images: int) -> dict[str, Any]:
             "p_value": 1e-4,
             "donors": 40,
             "gained": None,
+            "pooled": None,
         },
         "removal": {
             "without": 0.2,

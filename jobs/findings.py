@@ -157,8 +157,8 @@ def _of_cue(cue: CueEvidence) -> dict[str, Any]:
         row |= {"flips": cue.paste.flips, "p_value": cue.paste.p_value}
         row |= _estimate("lift", cue.paste.lift) | _estimate("shift", cue.paste.shift)
         row |= _estimate("restored", cue.paste.restored)
-        if cue.paste.gained is not None:
-            row |= _estimate("gained", cue.paste.gained)
+        for name, estimate in (("gained", cue.paste.gained), ("pooled", cue.paste.pooled)):
+            row |= _estimate(name, estimate) if estimate else {}
     if cue.removal is not None:
         row |= {"kept_without": cue.removal.without, "kept_elsewhere": cue.removal.elsewhere}
         row |= _estimate("drop", cue.removal.drop) | _estimate("cost", cue.removal.cost)

@@ -73,7 +73,9 @@ def test_each_half_is_told_by_what_the_other_half_holds():
         lead = told.likeness[half] - told.threshold
         assert (got.likeness[half] - got.threshold).sub(lead).abs().max() < 1e-6
     assert not cue.likeness.equal(twin.likeness)
-    stock = Stock(sample, [Images(sample.crops, torch.ones(IMAGES, dtype=torch.long))], torch.Generator())
+    stock = Stock(
+        sample, [Images(sample.crops, torch.ones(IMAGES, dtype=torch.long))], torch.Generator()
+    )
     assert stock.tested(got).equal(HELD)
     assert stock.tested(cue).equal(HELD & ~sample.discovery)
 

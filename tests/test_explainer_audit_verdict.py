@@ -6,10 +6,11 @@ from typing import Literal
 
 import pytest
 
+from explainer.audit.criteria import is_cleared_by_others
 from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control
 from explainer.audit.significance import Estimate
-from explainer.audit.stopping import is_cleared_by_others, is_open
+from explainer.audit.stopping import is_open
 from explainer.audit.verdict import Finding, findings, worst
 from explainer.audit.verdicts import Verdict
 
@@ -659,8 +660,12 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
         (placed(others=others(deficit=0.21, excess=0.24)), True),  # but these lose less, surely
         (placed(paste=replace(SHORTCUT.paste, shift=about(-1.0), restored=about(0.0))), False),
         (placed(removal=removed(drop=0.04, cost=0.0)), True),  # it flips others
-        (placed(removal=removed(drop=0.04, cost=0.0),
+        (placed(removal=removed(drop=0.04, cost=0.0), others=others(excess=0.09, low=-0.1),
                 paste=replace(SHORTCUT.paste, lift=about(0.09))), False),
+        (placed(removal=removed(drop=0.04, cost=0.0),  # more than the others lose
+                paste=replace(SHORTCUT.paste, lift=about(0.09))), True),
+        (rare(placed(removal=removed(drop=0.04, cost=0.0), others=others(low=-0.1),
+                     paste=replace(SHORTCUT.paste, lift=about(0.09)))), False),
         (placed(removal=removed(drop=0.04, cost=0.1),
                 paste=replace(SHORTCUT.paste, lift=about(0.09))), True),
         (placed(removal=removed(drop=0.05, cost=0.0),

@@ -176,6 +176,14 @@ def is_unsure(cue: CueEvidence, others: Others) -> bool:
     return is_rare(cue) and not is_sure
 
 
+def is_cleared_by_others(cue: CueEvidence) -> bool:
+    """Whether the class's other images clear a cue, whatever its pastes and removals would show."""
+    others = cue.others
+    if others is None or cue.kind != "content":
+        return False
+    return fall_short(cue, others) or (cue.is_fixed and is_unsure(cue, others))
+
+
 def helps(cue: CueEvidence) -> bool:
     """Whether carriers are right more often than the class's other images, significantly."""
     return cue.accuracy_of_carriers.low > cue.accuracy_of_others.high

@@ -26,6 +26,7 @@ class Paste:
     that raises them most. `restored` is such a shift, too, of carriers that lost the cue and are
     given another carrier's. `gained` is such a shift of the class's other images that are given it,
     over each other's pixels or, where it moves, other classes'; None where it was not asked for.
+    `pooled` are all of these shifts together.
     `p_value` is the least of these shifts whose intervals are above 0, each the largest over its
     controls, times how many may be asked for; else 1. `donors` say how many images the cue was
     taken from.
@@ -39,17 +40,19 @@ class Paste:
     p_value: float
     donors: int
     gained: Estimate | None = None
+    pooled: Estimate | None = None
 
     @property
     def shifts(self) -> tuple[Estimate, ...]:
         """Those that were asked for."""
-        return tuple(each for each in (self.shift, self.restored, self.gained) if each is not None)
+        asked = (self.shift, self.restored, self.gained, self.pooled)
+        return tuple(each for each in asked if each is not None)
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> "Paste":
         """From what dataclasses.asdict made of one, through JSON or not."""
         controls = {Control(name): flips for name, flips in plain["controls"].items()}
-        names = ("lift", "shift", "restored", "gained")
+        names = ("lift", "shift", "restored", "gained", "pooled")
         estimates = {name: plain[name] and Estimate(**plain[name]) for name in names}
         return cls(**{**plain, "controls": controls, **estimates})
 

@@ -115,7 +115,8 @@ def promising(trial: Trial, found: Sequence[Cue], sure: Sequence[Cue]) -> list[C
     rests on this look: it saves testing what does nothing. A background that holds such a cue has
     its effect, too.
     """
-    of_whole = [cue for cue in found if cue.is_of_whole and trial.is_promising(cue)]
+    whole = [cue for cue in found if cue.is_of_whole]
+    of_whole = [cue for cue in whole if trial.is_common(cue) or trial.is_promising(cue)]
     of_content = [cue for cue in found if cue.kind == "content"]
     first = sorted(of_content, key=lambda cue: not cue.is_distinct)[:MOST_PROMISING]
     others = (cue for cue in first if not any(cue is each for each in sure))

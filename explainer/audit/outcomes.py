@@ -1,6 +1,6 @@
 """What comes of interventions over many images, and how it exceeds its controls."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from explainer.audit.significance import (
     shift,
     sign_flip,
 )
+
+LEAST_HALF = 1e-6  # half of an interval that is weighed by, where all outcomes are alike
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,12 @@ class Compared:
 
     def shift(self) -> Estimate:
         """The log-odds beyond those of the control that raises them most."""
+        return shift(numbers(self.treated.log_odds), self._most(), self.donors)
+
+    def _most(self) -> Float[np.ndarray, "rounds recipients"]:
+        """The log-odds of the control that raises them most."""
         gained = [numbers(each.log_odds) for each in self.controls.values()]
-        most = max(gained, key=lambda each: float(each.mean()))
-        return shift(numbers(self.treated.log_odds), most, self.donors)
+        return max(gained, key=lambda each: float(each.mean()))
 
     def p_value(self, seed: int, are_copies: bool) -> float:
         """Of the shift, over recipients, and over donors unless these are near-copies.
@@ -80,18 +85,56 @@ class Compared:
         """
         treated = numbers(self.treated.log_odds)
         gains = [treated - numbers(each.log_odds) for each in self.controls.values()]
-        units = [gain.mean(0) for gain in gains]
-        if not are_copies:
-            units += [self._by_donor(gain) for gain in gains]
+        units = [each for gain in gains for each in self._units(gain, are_copies)]
         return max(sign_flip(each, seed) for each in units)
 
-    def _by_donor(
-        self, gain: Float[np.ndarray, "rounds recipients"]
-    ) -> Float[np.ndarray, " donors"]:
-        """The mean gain of each donor."""
+    def gains(self, are_copies: bool) -> list[Float[np.ndarray, " units"]]:
+        """How much the shift is of each recipient and, unless they are near-copies, donor."""
+        return self._units(numbers(self.treated.log_odds) - self._most(), are_copies)
+
+    def _units(
+        self, gain: Float[np.ndarray, "rounds recipients"], are_copies: bool
+    ) -> list[Float[np.ndarray, " units"]]:
+        if are_copies:
+            return [gain.mean(0)]
         _, number = np.unique(self.donors, return_inverse=True)
-        number = number.ravel()
-        return np.bincount(number, gain.ravel()) / np.bincount(number)
+        by_donor = np.bincount(number.ravel(), gain.ravel()) / np.bincount(number.ravel())
+        return [gain.mean(0), by_donor]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Comparisons of the same cue in different images, together.
+
+    Each counts by how sure its shift is, as a fixed effect of a meta-analysis; a weak cue may show
+    in all of them, and in none alone.
+    """
+
+    compared: Sequence[Compared]
+
+    def shift(self) -> Estimate:
+        """The mean of the shifts; the wider their intervals, the less they weigh."""
+        shifts, weights = [each.shift() for each in self.compared], self._weights()
+        value = sum(w * each.value for w, each in zip(weights, shifts, strict=True)) / sum(weights)
+        half = sum(weights) ** -0.5
+        return Estimate(value, value - half, value + half, sum(each.of for each in shifts))
+
+    def p_value(self, seed: int, are_copies: bool) -> float:
+        """As that of a comparison, over the images of all."""
+        gains = [each.gains(are_copies) for each in self.compared]
+        joined = [
+            np.concatenate(
+                [w * units / units.size for w, units in zip(self._weights(), way, strict=True)]
+            )
+            for way in zip(*gains, strict=True)
+        ]
+        return max(sign_flip(each, seed) for each in joined)
+
+    def _weights(self) -> list[float]:
+        halves = (
+            (shift.high - shift.low) / 2 for shift in (each.shift() for each in self.compared)
+        )
+        return [max(half, LEAST_HALF) ** -2 for half in halves]
 
 
 def telling_fill(

@@ -12,6 +12,7 @@ from explainer.audit.criteria import (
     is_distinct,
     is_little,
     is_part_of_the_class,
+    is_rare,
     is_unsure,
     lose_as_much,
 )
@@ -30,18 +31,11 @@ def is_open(cue: CueEvidence) -> bool:
     return not (is_far or _is_beyond_doubt(cue, cue.paste, cue.removal))
 
 
-def is_cleared_by_others(cue: CueEvidence) -> bool:
-    """Whether the class's other images clear a cue, whatever more of its carriers would show."""
-    others = cue.others
-    if others is None or cue.kind != "content":
-        return False
-    return fall_short(cue, others) or (cue.is_fixed and is_unsure(cue, others))
-
-
 def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the cue is hardly needed and flips few, raises nothing, or goes with the object."""
+    is_missed = cue.others and not is_rare(cue) and cue.others.excess.value >= LEAST_DROP
     may_be_needed = removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0
-    if not may_be_needed and paste.lift.value < LEAST_LIFT:
+    if not (may_be_needed or is_missed) and paste.lift.value < LEAST_LIFT:
         return True
     if max(each.value for each in paste.shifts) <= 0:
         return True

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from explainer.audit.classmates import Classmates, Mates
-from explainer.audit.criteria import is_rare
+from explainer.audit.criteria import is_cleared_by_others, is_rare
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.evidence import Carrier, CueEvidence, Paste, Removal
@@ -23,12 +23,12 @@ from explainer.audit.interventions import (
     noise,
     share,
 )
-from explainer.audit.outcomes import Compared, Left
+from explainer.audit.outcomes import Compared, Left, Pooled
 from explainer.audit.regions import to_cells
 from explainer.audit.sample import ClassSample
 from explainer.audit.significance import lift, shift, wilson
 from explainer.audit.stock import Stock, repeated
-from explainer.audit.stopping import is_cleared_by_others, is_open
+from explainer.audit.stopping import is_open
 
 # Carriers in the half that is tested: as many, and this share of it.
 LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
@@ -37,8 +37,8 @@ LEAST_TESTED, LEAST_TESTED_SHARE = 4, 0.04
 NATURAL = (Control.OTHER_CLASS, Control.ELSEWHERE)
 # A cue that such a part of the half holds, and so many images, is tested without a first look.
 COMMON_SHARE, LEAST_COMMON = 0.25, 15
-# Shifts of a cue that is not rare, and the p-value of one that shows it without the last.
-ASKED, SHOWN = 3, 0.01
+# The p-value of a shift that shows a cue without what the class's other images gain.
+SHOWN = 0.01
 # A first look at a cue, on discovery: so many carriers without it, or twice, and so many pastes.
 LOOKED_AT, LEAST_DONORS = 12, 2
 LEAST_COST, LEAST_T, OPEN_T, LEAST_FLIPS = 0.3, 1.5, 0.3, 0.25
@@ -127,7 +127,8 @@ class Trial:
         """A cue's interventions, on more images where the first ones leave open what it is.
 
         These settle only what is far from a threshold, as Haybittle and Peto let a trial end
-        early. What costs least and settles most comes first.
+        early. What costs least and settles most comes first: what the class's other images clear
+        is neither pasted nor removed.
         """
         found = self._untested(cue)
         tested = self.stock.tested(cue) & self.sample.explained
@@ -136,11 +137,15 @@ class Trial:
             return found
         carriers = torch.nonzero(tested).flatten()
         first, second = (extent.of_few(len(carriers)) for extent in (FIRST, SECOND))
-        mates = self.classmates.of(cue, first)
+        mates, found = self._with_others(cue, found, first)
+        has_more = second.compared > first.compared
+        if is_cleared_by_others(found) and has_more:
+            (mates, found), has_more = self._with_others(cue, found, second), False
+        if is_cleared_by_others(found):
+            return found
         found = self._with_carriers(cue, found, carriers, first, mates)
-        if is_open(found) and second.compared > first.compared:
-            mates = self.classmates.of(cue, second)
-            found = replace(found, others=mates.others)
+        if is_open(found) and has_more:
+            mates, found = self._with_others(cue, found, second)
         has_more = second.recipients > first.recipients or self._asks_mates(cue, found)
         if is_open(found) and not is_cleared_by_others(found) and has_more:
             found = self._with_carriers(cue, found, carriers, second, mates)
@@ -175,8 +180,13 @@ class Trial:
     ) -> CueEvidence:
         asked = mates if self._asks_mates(cue, found) else None
         paste = self._paste(cue, tested, extent, asked)
-        removal = self._removal(cue, tested, extent.removed)
-        return replace(found, paste=paste, removal=removal, others=mates.others)
+        return replace(found, paste=paste, removal=self._removal(cue, tested, extent.removed))
+
+    def _with_others(
+        self, cue: Cue, found: CueEvidence, extent: Extent
+    ) -> tuple[Mates, CueEvidence]:
+        mates = self.classmates.of(cue, extent)
+        return mates, replace(found, others=mates.others)
 
     def _asks_mates(self, cue: Cue, found: CueEvidence) -> bool:
         """Whether what the class's other images gain by a cue is one of its shifts."""
@@ -205,18 +215,20 @@ class Trial:
         tested = tested[self.stock.order(len(tested))]
         back = self._returned(cue, tested, extent.returns)
         asked = [into_others, back]
-        if mates and (mates.gained or ASKED * self._least_p(cue, asked) >= SHOWN):
+        count = 4 if mates else 3  # where a third may be asked for, it counts, as both together do
+        if mates and (mates.gained or count * self._least_p(cue, asked) >= SHOWN):
             asked.append(mates.gained or self.classmates.gained(cue, tested, extent.given))
-        count = ASKED if mates else 2  # where a third may be asked for, it counts
+        pooled = Pooled(asked)
         return Paste(
             flips=share(into_others.treated.flips),
             controls=into_others.flips,
             lift=into_others.lift(),
             shift=into_others.shift(),
             restored=back.shift(),
-            p_value=min(1.0, count * self._least_p(cue, asked)),
+            p_value=min(1.0, count * self._least_p(cue, [*asked, pooled])),
             donors=len(donors.unique()),
             gained=asked[2].shift() if len(asked) > 2 else None,
+            pooled=pooled.shift(),
         )
 
     def _returned(self, cue: Cue, tested: Int[Tensor, " carriers"], most: int) -> Compared:
@@ -228,7 +240,7 @@ class Trial:
         natural = [control for control in edit_of(cue).controls if control in NATURAL]
         return self._compared(lost, cue, givers, natural)
 
-    def _least_p(self, cue: Cue, asked: Sequence[Compared]) -> float:
+    def _least_p(self, cue: Cue, asked: Sequence[Compared | Pooled]) -> float:
         """Of the shifts whose intervals are above 0, so that one is not told by another's."""
         shown = (each for each in asked if each.shift().low > 0)
         are_copies = not cue.is_of_whole

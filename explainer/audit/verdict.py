@@ -10,8 +10,10 @@ from explainer.audit.criteria import (
     LEAST_LIFT,
     LEAST_RIGHT,
     MOST_Q,
+    fall_short,
     gain_little,
     is_alone,
+    is_cleared_by_others,
     is_distinct,
     is_lost,
     is_missed,
@@ -31,6 +33,7 @@ PART_OF_THE_CLASS = (
     "carriers without it are right far more seldom than the class's other images, or these lose as "
     "much at its places: it is part of what the class is"
 )
+TOO_FEW = "too few carriers to tell it from an object that some images show alike"
 GAIN_LITTLE = "the class's other images are hardly more often right that are given it"
 
 
@@ -106,6 +109,9 @@ def _without_cue(evidence: ClassEvidence) -> Finding:
 def _on_cue(evidence: ClassEvidence, index: int, q_value: float | None) -> Finding:
     cue = evidence.cues[index]
     finding = Finding(evidence, index, Verdict.CLEARED, "", q_value)
+    if cue.others and cue.paste is None and is_cleared_by_others(cue):
+        reason = PART_OF_THE_CLASS if fall_short(cue, cue.others) else TOO_FEW
+        return replace(finding, reason=reason)
     if cue.paste is None or cue.removal is None or q_value is None:
         reason = "too few images carry it to test it on others than it was found in"
         return replace(finding, verdict=Verdict.UNTESTABLE, reason=reason)
@@ -147,9 +153,7 @@ def _on_content(
         is_little = cue.is_of_whole and cue.others and gain_little(cue, cue.others, removal)
         return Verdict.CLEARED, GAIN_LITTLE if is_little else PART_OF_THE_CLASS
     if cue.others and is_unsure(cue, cue.others) and not is_alone(cue, paste, removal):
-        return Verdict.CLEARED, (
-            "too few carriers to tell it from an object that some images show alike"
-        )
+        return Verdict.CLEARED, TOO_FEW
     if not needed:
         return Verdict.COMPACT_CUE, "it is sufficient, but its carriers do without it"
     if not cue.is_fixed and (cue.others is None or cue.carrier_share.high >= OBJECT_SHARE):
@@ -172,11 +176,12 @@ RULES = {
 def _weak(paste: Paste, removal: Removal, q_value: float) -> str:
     gained = paste.gained
     in_class = "" if gained is None else f", {gained.low:.2f} in the class's other images"
+    in_all = "" if paste.pooled is None else f", {paste.pooled.low:.2f} in all"
     return (
         f"removing it loses {removal.drop.value:.2f} of its carriers, at least "
         f"{removal.drop.low:.2f}, and log-odds of at least {removal.cost.low:.2f}; pasting it "
         f"gains at least {paste.shift.low:.2f} in other images{in_class} and "
-        f"{paste.restored.low:.2f} where it was (q = {q_value:.2g}), and flips at least "
+        f"{paste.restored.low:.2f} where it was{in_all} (q = {q_value:.2g}), and flips at least "
         f"{paste.lift.low:.2f}: too little"
     )
 
