@@ -662,6 +662,10 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
         (placed(removal=removed(drop=0.04, cost=0.0)), True),  # it flips others
         (placed(removal=removed(drop=0.04, cost=0.0), others=others(excess=0.09, low=-0.1),
                 paste=replace(SHORTCUT.paste, lift=about(0.09))), False),
+        (placed(removal=removed(drop=0.04, cost=0.0), others=others(excess=0.09, low=0.01),
+                paste=replace(SHORTCUT.paste, lift=about(0.09))), True),  # but surely
+        (replace(placed(removal=removed(drop=0.04, cost=0.0), others=others(0.0, 0.09, 0.01),
+                        paste=replace(SHORTCUT.paste, lift=about(0.09))), gap=0.3), True),
         (placed(removal=removed(drop=0.04, cost=0.0),  # more than the others lose
                 paste=replace(SHORTCUT.paste, lift=about(0.09))), True),
         (rare(placed(removal=removed(drop=0.04, cost=0.0), others=others(low=-0.1),

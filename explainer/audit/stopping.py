@@ -33,9 +33,7 @@ def is_open(cue: CueEvidence) -> bool:
 
 def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     """Whether the cue is hardly needed and flips few, raises nothing, or goes with the object."""
-    is_missed = cue.others and not is_rare(cue) and cue.others.excess.value >= LEAST_DROP
-    may_be_needed = removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0
-    if not (may_be_needed or is_missed) and paste.lift.value < LEAST_LIFT:
+    if not _may_be_needed(cue, removal) and paste.lift.value < LEAST_LIFT:
         return True
     if max(each.value for each in paste.shifts) <= 0:
         return True
@@ -50,6 +48,15 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
     # Where the filling costs the others less all the same, a few images contradict each other.
     is_cut = fall_short(cue, cue.others) and cue.others.excess.low <= 0
     return is_cut or (too_little and not may_be_alone)
+
+
+def _may_be_needed(cue: CueEvidence, removal: Removal) -> bool:
+    """Whether it is half needed; or the others lose less, where more than a removal tells it."""
+    if removal.drop.value >= FAR_BELOW * LEAST_DROP or removal.cost.low > 0:
+        return True
+    if cue.others is None or is_rare(cue):
+        return False
+    return cue.others.excess.value >= LEAST_DROP or cue.others.excess.low > 0
 
 
 def _is_beyond_doubt(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
