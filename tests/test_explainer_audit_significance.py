@@ -235,6 +235,17 @@ def test_q_values_reject_what_the_step_up_procedure_rejects():
     assert benjamini_hochberg([]) == []
 
 
+def test_a_p_value_of_many_units_is_less_than_draws_can_tell_and_none_too_small():
+    """Of twenty-four alike the exact one is 2^-24; a thousand classes ask for 5e-5."""
+    assert 2**-24 < sign_flip(np.ones(24), 0) < 1e-5
+    uneven = np.random.default_rng(0).normal(0.8, 1, 20)
+    codes = np.arange(2**20)[:, None] >> np.arange(20)[None]
+    exact = (np.where(codes & 1, -1.0, 1.0) @ uneven >= uneven.sum() - 1e-12).mean()
+    assert exact <= sign_flip(uneven, 0) + 3e-5
+    assert sign_flip(-np.ones(24), 0) == 1
+    assert sign_flip(np.zeros(24), 0) == 1
+
+
 @pytest.mark.parametrize(("gained", "lost", "pairs"), [(5, 2, 20), (0, 0, 7), (3, 0, 3), (0, 9, 9)])
 def test_a_gain_from_counts_is_that_of_the_pairs_themselves(gained, lost, pairs):
     differences = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (pairs - gained - lost))
