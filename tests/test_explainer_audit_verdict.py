@@ -651,9 +651,11 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
         (placed(others=replace(others(excess=0.12, low=-0.1),
                                excess_cost=Estimate(1.0, 0.1, 2.0, 40))), False),
         (placed(others=others(excess=0.12, low=-0.1, right=7)), True),
-        (replace(placed(others=others(excess=0.01, low=-0.1)), gap=0.3), True),  # may be enough
-        (replace(placed(others=others(excess=0.0, low=-0.1)), gap=0.3), False),
-        (replace(placed(others=others(excess=0.0, low=-0.1, right=7)), gap=0.3), True),
+        (replace(placed(others=others(excess=-0.1, low=-0.3)), gap=0.3), True),  # up to 0.9
+        (replace(placed(others=replace(others(), excess=Estimate(0.0, -0.1, 0.09, 90))), gap=0.3),
+         False),
+        (replace(placed(others=replace(others(right=7), excess=Estimate(0.0, -0.1, 0.09, 90))),
+                 gap=0.3), True),
         (replace(placed(others=others(excess=0.12, low=-0.1)), is_fixed=False), True),
         (placed(others=others(deficit=0.2, excess=0.24)), True),
         (placed(others=others(deficit=0.21, excess=0.24, low=0.0)), False),  # significantly

@@ -16,7 +16,7 @@ from explainer.audit.criteria import (
     is_unsure,
     lose_as_much,
 )
-from explainer.audit.evidence import CueEvidence, Paste, Removal
+from explainer.audit.evidence import CueEvidence, Others, Paste, Removal
 
 # What is so far below a threshold, as a part of it, is settled, and what is above it with a smaller
 # p-value, so that it is below all thresholds among hundreds of cues.
@@ -39,15 +39,20 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
         return True
     if cue.others is None or cue.kind == "background":
         return False
-    if cue.is_of_whole or is_distinct(cue):
-        too_little = cue.others.excess.value <= 0  # of these a little more may be enough
-    else:
-        too_little = is_little(cue.others.excess, removal)
-    too_little &= cue.others.right >= LEAST_RIGHT
+    too_little = _is_too_little(cue, cue.others, removal) and cue.others.right >= LEAST_RIGHT
     may_be_alone = cue.moves and paste.lift.value > LEAST_LIFT
     # Where the filling costs the others less all the same, a few images contradict each other.
     is_cut = fall_short(cue, cue.others) and cue.others.excess.low <= 0
     return is_cut or (too_little and not may_be_alone)
+
+
+def _is_too_little(cue: CueEvidence, others: Others, removal: Removal) -> bool:
+    """Whether what these lose less, or gain, is little; of what is distinct a little is enough."""
+    if cue.is_of_whole:
+        return others.excess.value <= 0
+    if is_distinct(cue):
+        return others.excess.high < LEAST_DROP
+    return is_little(others.excess, removal)
 
 
 def _may_be_needed(cue: CueEvidence, removal: Removal) -> bool:
