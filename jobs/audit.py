@@ -30,7 +30,7 @@ from storage.audits import Audit, open_or_create_audit
 from storage.lease import Lease
 
 # Raised when an audit of the same images would find something else.
-AUDIT_VERSION = 11
+AUDIT_VERSION = 12
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def findings() -> pa.Schema:
         always("severity", pa.float64(), "share of the class's images right only with the cue"),
         always("images", pa.int32(), "images of the class that were looked at"),
         always("explained", pa.int32(), "of these, predicted as the class"),
-        always("candidates", pa.int32(), "cues that were found; those with an effect were tested"),
+        always("candidates", pa.int32(), "cues that were found; few were tested"),
         always("passes", pa.int32(), "images that went through the model for this class"),
         always("apart", pa.float64(), "AUC of its images by their colours; orders what is cleared"),
         field("kind", pa.string(), "content (alike to the pixel), background, texture or colours"),

@@ -73,6 +73,10 @@ def test_each_half_is_told_by_what_the_other_half_holds():
         lead = told.likeness[half] - told.threshold
         assert (got.likeness[half] - got.threshold).sub(lead).abs().max() < 1e-6
     assert not cue.likeness.equal(twin.likeness)
+    by_model = replace(cue, origin="occlusion", masks=cue.masks.roll(1, 1))
+    again = crossed(by_model, sample, gallery)
+    assert again.origin == cue.origin  # what asks the model is looked for again without it
+    assert again.masks.equal(got.masks)
     stock = Stock(
         sample, [Images(sample.crops, torch.ones(IMAGES, dtype=torch.long))], torch.Generator()
     )
@@ -80,16 +84,26 @@ def test_each_half_is_told_by_what_the_other_half_holds():
     assert stock.tested(cue).equal(HELD & ~sample.discovery)
 
 
-def test_what_an_image_holds_has_no_say_in_what_it_is_tested_with():
+@pytest.mark.parametrize("is_found_in", [True, False])
+def test_what_an_image_holds_has_no_say_in_what_it_is_tested_with(is_found_in):
+    """Half of a carrier's tag is hidden: its half is tested as before, and the other may not be."""
     sample = sample_of(HELD)
-    cue = first(sample, gallery_of(sample))
-    noisy = sample.crops.clone()
-    (carrier, *_) = torch.nonzero(HELD & sample.discovery).flatten().tolist()
-    noisy[carrier, :, *TAG][:, :8] = 0  # some of its tag is hidden
-    changed = replace(sample, crops=noisy)
-    got, want = crossed(cue, changed, gallery_of(changed)), crossed(cue, sample, gallery_of(sample))
+    half = sample.discovery == is_found_in
+    carrier = int(torch.nonzero(HELD & half).flatten()[0])
+    crops = sample.crops.clone()
+    crops[carrier, :, *TAG][:, :12] = 0
+    changed = replace(sample, crops=crops)
+    want, got = (
+        crossed(first(each, gallery_of(each)), each, gallery_of(each)) for each in (sample, changed)
+    )
+    assert want.is_crossed
     assert got.is_crossed
-    assert got.masks[carrier].equal(want.masks[carrier])
+    rest = half & (torch.arange(IMAGES) != carrier)
+    assert got.masks[half].equal(want.masks[half])
+    leads = [each.likeness[rest] - each.threshold for each in (got, want)]
+    assert leads[0].sub(leads[1]).abs().max() < 1e-6
+    others = [each.likeness[~half] - each.threshold for each in (got, want)]
+    assert not others[0].equal(others[1])
 
 
 @pytest.mark.parametrize("why", ["one half alone", "enough", "moves", "not distinct", "overlay"])

@@ -41,19 +41,41 @@ def test_comparisons_are_pooled_by_how_sure_they_are():
     assert alone.p_value(0, are_copies=True) == one.p_value(0, are_copies=True)
 
 
-def test_weak_gains_in_several_comparisons_are_one_strong_one_and_none_stays_none():
+def test_weak_gains_in_several_comparisons_are_one_strong_one():
     random = np.random.default_rng(1)
     donors = np.arange(50)[None]
     weak = [compared(random.normal(0.22, 1, (1, 50)), donors) for _ in range(3)]
     least = min(each.p_value(0, are_copies=True) for each in weak)
     assert Pooled(weak).p_value(0, are_copies=True) < least
-    covered, rejected = 0, 0
+
+
+@pytest.mark.parametrize("donors", [8, 20])
+@pytest.mark.parametrize("of_donors", [0.0, 1.0])
+def test_what_is_pooled_of_nothing_is_nothing_though_donors_do_the_same_in_all(donors, of_donors):
+    random = np.random.default_rng(2)
+    above = rejected = 0
     for _ in range(200):
-        none = Pooled([compared(random.normal(0, sd, (1, 50)), donors) for sd in (0.5, 1, 4)])
-        covered += none.shift().low <= 0 <= none.shift().high
-        rejected += none.p_value(0, are_copies=True) < 0.05
-    assert covered >= 182
-    assert rejected <= 20
+        effects = random.normal(0, of_donors, donors)
+        given = [np.resize(np.arange(donors), count)[None] for count in (24, 32, 56)]
+        none = Pooled(
+            [compared(effects[each] + random.normal(0, 0.5, each.shape), each) for each in given]
+        )
+        above += none.shift().low > 0
+        rejected += none.p_value(0, are_copies=False) < 0.05
+    assert above <= 12  # 2.5% of 200 are 5
+    assert rejected <= 18
+
+
+def test_outcomes_that_are_nearly_alike_have_a_p_value_above_0():
+    random = np.random.default_rng(3)
+    for spread in (0.1, 0.02, 1e-9, 0.0):
+        for _ in range(20):
+            alike = [
+                compared(3 + random.normal(0, spread, (1, count)), np.arange(count)[None] % 8)
+                for count in (24, 32, 56)
+            ]
+            assert Pooled(alike).p_value(0, are_copies=False) == 2**-8
+            assert 0 < Pooled(alike).p_value(0, are_copies=True) < 2**-16
 
 
 def test_shares_and_log_odds_are_of_the_fill_that_tells_most():

@@ -53,16 +53,17 @@ def is_missed(cue: CueEvidence, removal: Removal) -> bool:
     """Whether filling its places costs carriers more than the class's other images, significantly.
 
     Or whether these are right so much more often with their colours. As much else may lie on the
-    object, which the cue does not, and other colours may change it. Half of what is wanted, or
-    log-odds are to show beside it all the same, since carriers may differ from the others in more
-    than the cue; and these are to be no more right than they.
+    object, which the cue does not, and other colours may change it. Half of what is wanted, of
+    content, or a significant loss is to show beside it all the same, since carriers may differ from
+    the others in more than the cue; and these are to be no more right than they.
     """
     others = cue.others
     if others is None or cue.kind not in ("content", "colours") or is_rare(cue):
         return False
     if others.right < LEAST_RIGHT:
         return False
-    is_beside = removal.drop.value >= LEAST_DROP / 2 or removal.cost.low > 0
+    is_half = cue.kind == "content" and removal.drop.value >= LEAST_DROP / 2
+    is_beside = is_half or max(removal.drop.low, removal.cost.low) > 0
     costs = others.excess_cost.low if others.excess_cost else 0.0
     is_more = others.excess.value >= LEAST_DROP and max(others.excess.low, costs) > 0
     return is_beside and is_more and others.deficit.low <= 0

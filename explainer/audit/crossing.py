@@ -8,6 +8,8 @@ Chernozhukov et al., Double/Debiased Machine Learning for Treatment and Structur
 from dataclasses import replace
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from explainer.audit import cues
 from explainer.audit.cues import Cue
@@ -20,27 +22,37 @@ ENOUGH = 80
 
 
 def crossed(cue: Cue, sample: ClassSample, gallery: Gallery) -> Cue:
-    """The cue with carriers and places of the discovery half as the other half tells them.
+    """The cue with carriers and places of each half as the other half tells them.
 
-    Unchanged where that does not show it by its pixels alone, as its first distinct cue at one
-    place, or where its carriers are enough without.
+    Unchanged where one does not show it by its pixels alone, as its first distinct cue at one
+    place, or where its carriers are enough without: what the model makes of an image has no say in
+    what the image is tested with.
     """
     tested = cue.carriers & sample.explained & ~sample.discovery
     is_alone = cue.is_distinct and cue.is_fixed and cue.overlay is None
     if not is_alone or int(tested.sum()) >= ENOUGH:
         return cue
-    other = replace(sample, discovery=~sample.discovery)
-    seeds = aligned(other, gallery.mine, gallery.theirs)
-    found = cues.found(other, replace(gallery, discovery=other.discovery), seeds, None)
-    twin = next((each for each in found if each.is_distinct and each.is_fixed), None)
-    if twin is None or not cues.are_same(cue, twin):
-        return cue
     half = sample.discovery
-    likeness = twin.likeness + cue.threshold - twin.threshold
+    first, second = (_by_pixels(sample, gallery, each) for each in (half, ~half))
+    if first is None or second is None:
+        return cue
+    if not (cues.are_same(cue, first) and cues.are_same(first, second)):
+        return cue
+    likeness = second.likeness + first.threshold - second.threshold
     return replace(
-        cue,
-        likeness=torch.where(half, likeness, cue.likeness),
-        masks=torch.where(half[:, None, None], twin.masks, cue.masks),
-        places=torch.where(half[:, None], twin.places, cue.places),
+        first,
+        likeness=torch.where(half, likeness, first.likeness),
+        masks=torch.where(half[:, None, None], second.masks, first.masks),
+        places=torch.where(half[:, None], second.places, first.places),
         is_crossed=True,
     )
+
+
+def _by_pixels(
+    sample: ClassSample, gallery: Gallery, discovery: Bool[Tensor, " images"]
+) -> Cue | None:
+    """The first distinct cue at one place that some of the images show, without maps or model."""
+    seen = replace(sample, discovery=discovery)
+    seeds = aligned(seen, gallery.mine, gallery.theirs)
+    found = cues.found(seen, replace(gallery, discovery=discovery), seeds, None)
+    return next((each for each in found if each.is_distinct and each.is_fixed), None)

@@ -27,9 +27,9 @@ class Paste:
     given another carrier's. `gained` is such a shift of the class's other images that are given it,
     over each other's pixels or, where it moves, other classes'; None where it was not asked for.
     `pooled` are all of these shifts together.
-    `p_value` is the least of these shifts whose intervals are above 0, each the largest over its
-    controls, times how many may be asked for; else 1. `donors` say how many images the cue was
-    taken from.
+    `p_value` is the least of those whose intervals are above 0, each the largest over its controls
+    (of `pooled` beside the largest control), times how many may be asked for; else 1. `donors` say
+    how many images the cue was taken from.
     """
 
     flips: float
@@ -112,6 +112,7 @@ class Others:
 class CueEvidence:
     """A cue with its interventions; None where too few carriers are left to test it on.
 
+    Pastes and removals are also None where the class's other images clear it without them.
     `kind` and `gap`: see Cue. `area`: the share of an image that it covers. `carrier_share` is over
     the sampled images of the class; `accuracy_of_carriers` and `_of_others` are shares that are
     predicted as the class. `others` is None where hardly any image is surely without the cue.
@@ -162,8 +163,8 @@ class ClassEvidence:
     """What an examination of a class yields. `untestable` says why nothing could be tested.
 
     `images` were sampled, `explained` of them are predicted as the class; `candidates` are cues
-    that were found, of which the best are tested where a first look at them shows an effect;
-    `passes` is what it cost, in images through the model. `apart`: see colours.Side.
+    that were found, of which few are tested: see examination.py; `passes` is what it cost, in
+    images through the model. `apart`: see colours.Side.
     """
 
     target: int

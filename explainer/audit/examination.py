@@ -1,7 +1,7 @@
 """Examine one class: find cues on half of its images, then test each on the other half.
 
-What is found on the images that it was looked for in would always look strong; so discovery and
-test share no image of the class.
+What is found on the images that it was looked for in would always look strong; so no image of the
+class is tested with what it was found by.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,8 @@ from explainer.audit.trial import Trial
 
 # Images of a class, or of other classes, with which nothing can be said.
 LEAST_IMAGES = 8
-# Of the cues so many are looked at, on discovery, and of these so many are tested.
+# Of the content's cues so many are looked at, on discovery, and so many are tested: of those that
+# were looked at one at least, beside what needs no look.
 MOST_PROMISING, MOST_CUES = 4, 2
 FINER = 2  # marks are looked for at so many times the pixels of windows
 
@@ -110,10 +111,10 @@ def unlooked(trial: Trial, found: Sequence[Cue]) -> list[Cue]:
 def promising(trial: Trial, found: Sequence[Cue], sure: Sequence[Cue]) -> list[Cue]:
     """What shows an effect on discovery beside what is sure to be tested: the best of the content.
 
-    Or else the background. What whole images hold is looked at first, and few have any; it takes
-    the place of a second of content, of which what is distinct comes first. Nothing that is told
-    rests on this look: it saves testing what does nothing. A background that holds such a cue has
-    its effect, too.
+    Or else the background. What whole images hold is looked at first, unless it is common, and few
+    have any; it takes the place of a second of content, of which what is distinct comes first.
+    Nothing that is told rests on this look: it saves testing what does nothing. A background that
+    holds such a cue has its effect, too.
     """
     whole = [cue for cue in found if cue.is_of_whole]
     of_whole = [cue for cue in whole if trial.is_common(cue) or trial.is_promising(cue)]

@@ -13,12 +13,14 @@ from explainer.audit.significance import (
     Estimate,
     between,
     difference,
+    half_by,
     lift,
     shift,
     sign_flip,
+    sums_by,
 )
 
-LEAST_HALF = 1e-6  # half of an interval that is weighed by, where all outcomes are alike
+LEAST_WIDTH = 1e-3  # of an interval that a shift is weighed by, where all outcomes are alike
 
 
 @dataclass(frozen=True)
@@ -85,56 +87,61 @@ class Compared:
         """
         treated = numbers(self.treated.log_odds)
         gains = [treated - numbers(each.log_odds) for each in self.controls.values()]
-        units = [each for gain in gains for each in self._units(gain, are_copies)]
+        units = [gain.mean(0) for gain in gains]
+        if not are_copies:
+            units += [sums_by(self.donors.ravel(), gain.ravel()) for gain in gains]
         return max(sign_flip(each, seed) for each in units)
 
-    def gains(self, are_copies: bool) -> list[Float[np.ndarray, " units"]]:
-        """How much the shift is of each recipient and, unless they are near-copies, donor."""
-        return self._units(numbers(self.treated.log_odds) - self._most(), are_copies)
-
-    def _units(
-        self, gain: Float[np.ndarray, "rounds recipients"], are_copies: bool
-    ) -> list[Float[np.ndarray, " units"]]:
-        if are_copies:
-            return [gain.mean(0)]
-        _, number = np.unique(self.donors, return_inverse=True)
-        by_donor = np.bincount(number.ravel(), gain.ravel()) / np.bincount(number.ravel())
-        return [gain.mean(0), by_donor]
+    @property
+    def gains(self) -> Float[np.ndarray, "rounds recipients"]:
+        """What the shift is of, each."""
+        return numbers(self.treated.log_odds) - self._most()
 
 
 @dataclass(frozen=True)
 class Pooled:
-    """Comparisons of the same cue in different images, together.
+    """Comparisons of the same cue in different images, together, each beside its largest control.
 
     Each counts by how sure its shift is, as a fixed effect of a meta-analysis; a weak cue may show
-    in all of them, and in none alone.
+    a little in all of them, and in none alone. All are given the same donors' cues.
     """
 
     compared: Sequence[Compared]
 
     def shift(self) -> Estimate:
-        """The mean of the shifts; the wider their intervals, the less they weigh."""
+        """The mean of the shifts; the wider their intervals, the less they weigh.
+
+        Its interval is the wider of two: of shifts that have nothing in common, and of donors,
+        whose cues do the same in all.
+        """
         shifts, weights = [each.shift() for each in self.compared], self._weights()
-        value = sum(w * each.value for w, each in zip(weights, shifts, strict=True)) / sum(weights)
-        half = sum(weights) ** -0.5
+        value = sum(w * each.value for w, each in zip(weights, shifts, strict=True))
+        halves = (w * (each.high - each.low) / 2 for w, each in zip(weights, shifts, strict=True))
+        errors = [each.gains - each.gains.mean() for each in self.compared]
+        half = max(sum(each**2 for each in halves) ** 0.5, half_by(self._donors, self._all(errors)))
         return Estimate(value, value - half, value + half, sum(each.of for each in shifts))
 
     def p_value(self, seed: int, are_copies: bool) -> float:
-        """As that of a comparison, over the images of all."""
-        gains = [each.gains(are_copies) for each in self.compared]
-        joined = [
-            np.concatenate(
-                [w * units / units.size for w, units in zip(self._weights(), way, strict=True)]
-            )
-            for way in zip(*gains, strict=True)
-        ]
-        return max(sign_flip(each, seed) for each in joined)
+        """Over the recipients of all, and over donors unless these are near-copies; the larger."""
+        gains = [each.gains for each in self.compared]
+        units = [self._all([each.sum(0, keepdims=True) / len(each) for each in gains])]
+        if not are_copies:
+            units.append(sums_by(self._donors, self._all(gains)))
+        return max(sign_flip(each, seed) for each in units)
+
+    @property
+    def _donors(self) -> Int[np.ndarray, " all"]:
+        return np.concatenate([each.donors.ravel() for each in self.compared])
+
+    def _all(self, values: Sequence[Float[np.ndarray, "_ _"]]) -> Float[np.ndarray, " all"]:
+        """Values of all comparisons, as parts of their mean."""
+        parts = zip(self._weights(), values, strict=True)
+        return np.concatenate([w * each.ravel() / each.size for w, each in parts])
 
     def _weights(self) -> list[float]:
-        halves = (
-            (shift.high - shift.low) / 2 for shift in (each.shift() for each in self.compared)
-        )
-        return [max(half, LEAST_HALF) ** -2 for half in halves]
+        shifts = [each.shift() for each in self.compared]
+        precise = [max(each.high - each.low, LEAST_WIDTH) ** -2 for each in shifts]
+        return [each / sum(precise) for each in precise]
 
 
 def telling_fill(

@@ -123,10 +123,25 @@ def between(
     return Estimate(value, value - half, value + half, sum(sizes))
 
 
+def half_by(clusters: Int[np.ndarray, " all"], errors: Float[np.ndarray, " all"]) -> float:
+    """Half of a sum's 95% interval, from errors that may be alike within a cluster; of one, 0."""
+    sums = sums_by(clusters, errors)
+    if len(sums) < 2:
+        return 0.0
+    return _student(len(sums) - 1) * float(len(sums) / (len(sums) - 1) * (sums**2).sum()) ** 0.5
+
+
+def sums_by(
+    clusters: Int[np.ndarray, " all"], values: Float[np.ndarray, " all"]
+) -> Float[np.ndarray, " clusters"]:
+    """The sum of each cluster's values."""
+    _, number = np.unique(clusters, return_inverse=True)
+    return np.bincount(number, values)
+
+
 def _clustered(errors: NDArray[np.float64], clusters: NDArray[np.int64]) -> float:
     """The variance of a mean where errors within a cluster may be alike; of one cluster, 0."""
-    _, numbers = np.unique(clusters, return_inverse=True)
-    sums = np.bincount(numbers, errors)
+    sums = sums_by(clusters, errors)
     if len(sums) < 2:
         return 0.0
     correction = len(sums) / (len(sums) - 1)
@@ -166,8 +181,8 @@ def sign_flip(differences: Float[np.ndarray, " units"], seed: int) -> float:
     if units == 0:
         return 1.0
     signs = _signs(units, seed)
-    total = differences.sum()
-    share = float((signs @ differences >= total - 1e-12).mean())
+    total, rounding = differences.sum(), 1e-12 * np.abs(differences).sum()
+    share = float((signs @ differences >= total - rounding).mean())
     if units <= EXACT_UNITS or total <= 0:
         return share
     return min(share, float(np.exp(-(total**2) / (2 * (differences**2).sum()))))

@@ -19,7 +19,7 @@ from explainer.audit.criteria import (
 from explainer.audit.evidence import CueEvidence, Others, Paste, Removal
 
 # What is so far below a threshold, as a part of it, is settled, and what is above it with a smaller
-# p-value, so that it is below all thresholds among hundreds of cues.
+# p-value, so that it is below the thresholds among hundreds of cues, and a hundred rare ones.
 FAR_BELOW, BEYOND_DOUBT = 0.5, 1e-4
 
 

@@ -59,7 +59,7 @@ def is_clear(log_odds: Iterable[Float[np.ndarray, " images"]]) -> bool:
 
 @dataclass(frozen=True)
 class Trial:
-    """Tests cues of one class on the half of its images that they were not found in."""
+    """Tests cues of one class on its images but for those that they were found in."""
 
     lab: Laboratory
     stock: Stock
@@ -132,7 +132,9 @@ class Trial:
         """
         found = self._untested(cue)
         tested = self.stock.tested(cue) & self.sample.explained
-        least = max(LEAST_TESTED, LEAST_TESTED_SHARE * int((~self.sample.discovery).sum()))
+        halves = 2 if cue.is_crossed else 1
+        share_of_half = LEAST_TESTED_SHARE * int((~self.sample.discovery).sum())
+        least = max(halves * LEAST_TESTED, share_of_half)
         if int(tested.sum()) < least:
             return found
         carriers = torch.nonzero(tested).flatten()
@@ -243,7 +245,7 @@ class Trial:
     def _least_p(self, cue: Cue, asked: Sequence[Compared | Pooled]) -> float:
         """Of the shifts whose intervals are above 0, so that one is not told by another's."""
         shown = (each for each in asked if each.shift().low > 0)
-        are_copies = not cue.is_of_whole
+        are_copies = cue.kind == "content"
         return min((each.p_value(self.seed, are_copies) for each in shown), default=1.0)
 
     def _compared(

@@ -43,7 +43,8 @@ class Finding:
 
     `severity`: the share of the class's images that are right only with the cue, and would not be
     lost to the filling alone, as its other images tell where they can. `accuracy_without`
-    is what the class's accuracy would be without the cue. A class without cues has neither.
+    is what the class's accuracy would be without the cue. A class without cues has neither, nor has
+    a cue that was not pasted and removed.
     """
 
     evidence: ClassEvidence
