@@ -632,6 +632,11 @@ def others(deficit: float = 0.0, excess: float = 0.4, low: float = 0.1, right: i
     return Others(about(deficit), Estimate(excess, low, 0.9, 40), unlike, right)
 
 
+def gain_nothing(deficit: float = 0.0, high: float = 0.09) -> Others:
+    """Others that surely lose as much, or gain nothing by what they are given."""
+    return replace(others(deficit=deficit), excess=Estimate(0.0, -0.1, high, 90))
+
+
 def of_kind(kind: Literal["background", "texture", "colours"], **changes: object) -> CueEvidence:
     return replace(placed(**changes), kind=kind)
 
@@ -652,10 +657,8 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
                                excess_cost=Estimate(1.0, 0.1, 2.0, 40))), False),
         (placed(others=others(excess=0.12, low=-0.1, right=7)), True),
         (replace(placed(others=others(excess=-0.1, low=-0.3)), gap=0.3), True),  # up to 0.9
-        (replace(placed(others=replace(others(), excess=Estimate(0.0, -0.1, 0.09, 90))), gap=0.3),
-         False),
-        (replace(placed(others=replace(others(right=7), excess=Estimate(0.0, -0.1, 0.09, 90))),
-                 gap=0.3), True),
+        (replace(placed(others=gain_nothing()), gap=0.3), False),
+        (replace(placed(others=replace(gain_nothing(), right=7)), gap=0.3), True),
         (replace(placed(others=others(excess=0.12, low=-0.1)), is_fixed=False), True),
         (placed(others=others(deficit=0.2, excess=0.24)), True),
         (placed(others=others(deficit=0.21, excess=0.24, low=0.0)), False),  # significantly
@@ -682,16 +685,16 @@ def of_kind(kind: Literal["background", "texture", "colours"], **changes: object
         (placed(others=others(low=0.09)), True),
         (rare(placed()), True),  # a rare one wants more:
         (rare(placed(others=replace(others(), deficit=ALIKE))), False),  # as right as the others
-        (of_kind("colours", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
+        (of_kind("colours", others=gain_nothing(deficit=0.5)), False),
+        (of_kind("colours", others=gain_nothing(high=0.1)), True),  # which may be enough
         (of_kind("colours"), False),
         (of_kind("colours", others=others(excess=0.24)), False),
         (of_kind("colours", others=others(excess=0.24, low=0.09)), True),
-        (of_kind("colours", others=others(excess=0.01, low=-0.1)), True),  # little may be some
         (of_kind("colours", removal=removed(drop=0.3, cost=1.0)), True),
         (of_kind("colours", removal=removed(drop=0.3, cost=1.0),
-                 others=others(excess=0.0, low=-0.1)), False),  # these gain nothing by them
-        (of_kind("texture", others=others(excess=0.0, low=-0.1)), False),
-        (of_kind("texture", others=others(deficit=0.5, excess=0.0, low=-0.1)), False),
+                 others=gain_nothing()), False),
+        (of_kind("texture", others=gain_nothing()), False),
+        (of_kind("texture", others=gain_nothing(deficit=0.5)), False),
         (of_kind("background", others=others(excess=0.0, low=-1.0, right=0)), False),
         (of_kind("background", others=None,
                  paste=replace(SHORTCUT.paste, p_value=0.00009, lift=about(0.3))), True),

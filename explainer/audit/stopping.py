@@ -47,10 +47,8 @@ def _is_far_below(cue: CueEvidence, paste: Paste, removal: Removal) -> bool:
 
 
 def _is_too_little(cue: CueEvidence, others: Others, removal: Removal) -> bool:
-    """Whether what these lose less, or gain, is little; of what is distinct a little is enough."""
-    if cue.is_of_whole:
-        return others.excess.value <= 0
-    if is_distinct(cue):
+    """Whether what these lose less, or gain, is little; of some cues a little is enough."""
+    if cue.is_of_whole or is_distinct(cue):
         return others.excess.high < LEAST_DROP
     return is_little(others.excess, removal)
 
