@@ -32,10 +32,10 @@ LOOKED_AT = (
     *range(MODELS),
     *range(16, 16 + MODELS),
     *range(32, 49 + MODELS),
-    *range(59, 107),
+    *range(59, 115),
 )
 CLEAN, EVERYWHERE, UNSEEN = (MODELS + i for i in range(3))
-HELD_OUT = range(107, 107 + MODELS)
+HELD_OUT = range(115, 115 + MODELS)
 # These hold NEW_KINDS alone, each at two of its rates.
 WITH_NEW_KINDS = {57: (0.5, 1.0), 58: (0.25, 1.0)}
 PLANTED = (*LOOKED_AT, *HELD_OUT, *WITH_NEW_KINDS)
