@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from explainer.audit.criteria import is_cleared_by_others
+from explainer.audit.criteria import is_cleared_by_others, may_become_sure, stays_unsure
 from explainer.audit.evidence import Carrier, ClassEvidence, CueEvidence, Others, Paste, Removal
 from explainer.audit.interventions import Control
 from explainer.audit.significance import Estimate
@@ -724,9 +724,38 @@ def test_what_is_far_from_every_threshold_is_tested_on_no_more_images(cue, is_le
         (rare(placed(others=others(deficit=0.1, low=0.21))), True),
     ],
 )
-def test_what_the_others_clear_for_good_needs_no_more_carriers(cue, is_cleared):
+def test_what_the_others_clear_is_neither_pasted_nor_removed(cue, is_cleared):
     assert is_cleared_by_others(cue) == is_cleared
     assert not is_cleared or judged(cue).verdict is Verdict.CLEARED
+
+
+@pytest.mark.parametrize(
+    ("cue", "may_become"),
+    [
+        (placed(others=None), False),
+        (rare(placed(others=others(deficit=0.14))), True),  # up to 0.34
+        (rare(placed(others=others(deficit=0.15))), False),
+        (placed(others=others(deficit=0.21, low=0.0)), False),  # cut, and no more is lost
+        (placed(others=others(deficit=0.21, low=0.01)), True),
+    ],
+)
+def test_more_of_the_others_are_asked_where_they_may_not_clear_it_after_all(cue, may_become):
+    assert may_become_sure(cue) == may_become
+
+
+def test_few_carriers_that_are_no_more_right_are_not_tested():
+    few = replace(rare(SHORTCUT, 0.14), paste=None, removal=None, others=None)
+    for high, reason in (
+        (0.9, "too few images carry it to test it on others than it was found in"),
+        (0.91, "too few carriers to tell it from an object that some images show alike"),
+    ):
+        held = replace(few, accuracy_of_others=Estimate(0.8, 0.7, high, 50),
+                       accuracy_of_carriers=Estimate(0.95, 0.901, 1.0, 50))  # fmt: skip
+        assert stays_unsure(held) == (high > 0.901)
+        assert judged(held).verdict is Verdict.UNTESTABLE
+        assert judged(held).reason == reason
+    assert not stays_unsure(replace(held, gap=0.3))
+    assert not stays_unsure(rare(held, 0.15))
 
 
 def test_what_is_cleared_is_ordered_by_how_far_colours_tell_it_and_what_is_accused_is_not():

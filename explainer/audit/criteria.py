@@ -28,6 +28,7 @@ MOST_Q, MOST_Q_OF_RARE = 0.05, 0.01
 # And carriers that lost it are to be as right as the others, surely but for so much: few images
 # that show an object alike lose it all the same.
 MOST_DEFICIT_OF_RARE = 0.25
+NARROWER = 0.1  # which an interval's end may become with more images
 # Fewer carriers are to be right more often with it, too, and the excess is to be so large, surely:
 # twenty are alike too easily.
 SELDOM_SHARE, LEAST_EXCESS_OF_SELDOM = 0.15, 0.2
@@ -171,10 +172,16 @@ def is_unsure(cue: CueEvidence, others: Others) -> bool:
     """
     if cue.is_of_whole:
         return False
-    is_sure = others.deficit.high < MOST_DEFICIT_OF_RARE
+    is_sure = others.deficit.high < MOST_DEFICIT_OF_RARE and not stays_unsure(cue)
     if cue.carrier_share.value < SELDOM_SHARE:
-        is_sure &= helps(cue) and others.excess.low > LEAST_EXCESS_OF_SELDOM
+        is_sure &= others.excess.low > LEAST_EXCESS_OF_SELDOM
     return is_rare(cue) and not is_sure
+
+
+def stays_unsure(cue: CueEvidence) -> bool:
+    """Whether carriers are so few, and no more right than the others, that no test would tell."""
+    is_seldom = is_rare(cue) and cue.carrier_share.value < SELDOM_SHARE
+    return cue.kind == "content" and is_seldom and not helps(cue)
 
 
 def is_cleared_by_others(cue: CueEvidence) -> bool:
@@ -183,6 +190,19 @@ def is_cleared_by_others(cue: CueEvidence) -> bool:
     if others is None or cue.kind != "content":
         return False
     return fall_short(cue, others) or (cue.is_fixed and is_unsure(cue, others))
+
+
+def may_become_sure(cue: CueEvidence) -> bool:
+    """Whether more of the class's other images may not clear a cue that the first of them clear.
+
+    Carriers stay as few: three times as many others make an interval a fifth narrower. Where the
+    filling costs the others less all the same, a few images contradict each other.
+    """
+    others = cue.others
+    if others is None:
+        return False
+    is_near = others.deficit.high < MOST_DEFICIT_OF_RARE + NARROWER
+    return is_near or (fall_short(cue, others) and others.excess.low > 0)
 
 
 def helps(cue: CueEvidence) -> bool:

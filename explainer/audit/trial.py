@@ -10,7 +10,12 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from explainer.audit.classmates import Classmates, Mates
-from explainer.audit.criteria import is_cleared_by_others, is_rare
+from explainer.audit.criteria import (
+    is_cleared_by_others,
+    is_rare,
+    may_become_sure,
+    stays_unsure,
+)
 from explainer.audit.cues import BACKGROUND, Cue
 from explainer.audit.edits import edit_of, removal_of
 from explainer.audit.evidence import Carrier, CueEvidence, Paste, Removal
@@ -135,13 +140,13 @@ class Trial:
         halves = 2 if cue.is_crossed else 1
         share_of_half = LEAST_TESTED_SHARE * int((~self.sample.discovery).sum())
         least = max(halves * LEAST_TESTED, share_of_half)
-        if int(tested.sum()) < least:
+        if int(tested.sum()) < least or (cue.is_fixed and stays_unsure(found)):
             return found
         carriers = torch.nonzero(tested).flatten()
         first, second = (extent.of_few(len(carriers)) for extent in (FIRST, SECOND))
         mates, found = self._with_others(cue, found, first)
         has_more = second.compared > first.compared
-        if is_cleared_by_others(found) and has_more:
+        if is_cleared_by_others(found) and may_become_sure(found) and has_more:
             (mates, found), has_more = self._with_others(cue, found, second), False
         if is_cleared_by_others(found):
             return found

@@ -22,6 +22,7 @@ from explainer.audit.criteria import (
     is_sufficient,
     is_told_by_log_odds,
     is_unsure,
+    stays_unsure,
 )
 from explainer.audit.evidence import ClassEvidence, CueEvidence, Paste, Removal
 from explainer.audit.significance import benjamini_hochberg
@@ -115,6 +116,7 @@ def _on_cue(evidence: ClassEvidence, index: int, q_value: float | None) -> Findi
         return replace(finding, reason=reason)
     if cue.paste is None or cue.removal is None or q_value is None:
         reason = "too few images carry it to test it on others than it was found in"
+        reason = TOO_FEW if stays_unsure(cue) else reason
         return replace(finding, verdict=Verdict.UNTESTABLE, reason=reason)
     finding = replace(
         finding,
