@@ -13,12 +13,12 @@ from torch import Tensor
 
 from explainer.audit import cues
 from explainer.audit.cues import Cue
+from explainer.audit.extents import SECOND
 from explainer.audit.growth import Gallery
 from explainer.audit.proposals import aligned
 from explainer.audit.sample import ClassSample
 
-# Of a cue with as many carriers to test more tell little.
-ENOUGH = 80
+ENOUGH = SECOND.removed  # carriers to test: no more would lose the cue
 
 
 def crossed(cue: Cue, sample: ClassSample, gallery: Gallery) -> Cue:
@@ -29,8 +29,8 @@ def crossed(cue: Cue, sample: ClassSample, gallery: Gallery) -> Cue:
     what the image is tested with.
     """
     tested = cue.carriers & sample.explained & ~sample.discovery
-    is_alone = cue.is_distinct and cue.is_fixed and cue.overlay is None
-    if not is_alone or int(tested.sum()) >= ENOUGH:
+    is_plain = cue.is_distinct and cue.is_fixed and cue.overlay is None
+    if not is_plain or int(tested.sum()) >= ENOUGH:
         return cue
     half = sample.discovery
     first, second = (_by_pixels(sample, gallery, each) for each in (half, ~half))

@@ -20,8 +20,8 @@ MOST_OPAQUE = 0.1  # of a half-transparent mark's pixels fewer hide all that is 
 class Overlay:
     """What is left of each plain pixel, `scale`, and what is added to it, of 255.
 
-    Where the mark is as much is left by its controls, and elsewhere what is left on average there:
-    `left`.
+    `left` is what its controls leave: as much as the mark where it is, and elsewhere as much as it
+    leaves on average.
     """
 
     scale: Float[Tensor, "3 height width"]
